@@ -1,0 +1,1 @@
+"""Objectives: what a training run makes better. One paper, one page."""

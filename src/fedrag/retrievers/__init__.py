@@ -1,0 +1,1 @@
+"""Retrievers: queries to documents, best first."""

@@ -1,0 +1,1 @@
+"""Knowledge stores: documents and their vectors."""
