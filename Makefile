@@ -1,0 +1,63 @@
+# Everything a person runs. Each target makes what it needs: a fresh machine wants python >= 3.11 and make, no more.
+SHELL := bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+JOBS ?= 2
+BIN := .venv/bin
+# One thread a process: the processes share the cores, and sums come out the same on every machine.
+QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help quickstart install test test-fast check doctest readme mutants bench
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: .venv/.installed  ## ask, fine-tune, and see before and after (ARGS="--quick" for a short run)
+	$(BIN)/fedrag quickstart $(ARGS)
+
+install: .venv/.installed-dev  ## make .venv with everything that tests and checks need
+
+test: .venv/.installed-dev  ## the whole test suite
+	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) $(ARGS)
+
+test-fast: .venv/.installed-dev  ## the tests that take less than ten seconds each
+	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+check: .venv/.installed-dev  ## format, lint, types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+doctest: .venv/.installed-dev  ## the examples in the docstrings
+	$(QUIET_CORES) $(BIN)/pytest --doctest-modules src/fedrag $(ARGS)
+
+readme: .venv/.installed-dev  ## the snippets in README.md and docs/
+	$(BIN)/python scripts/readme.py $(ARGS)
+
+mutants: .venv/.installed-dev  ## plant each bug of tests/mutants.toml and demand that its test turns red
+	$(QUIET_CORES) $(BIN)/python scripts/mutants.py --jobs $(JOBS) $(ARGS)
+
+bench: .venv/.installed-dev  ## run every benchmark; the figures go to runs/bench/*.json
+	@mkdir -p runs/bench; set -o pipefail; failed=0; \
+	for file in benchmarks/*.py; do \
+	  name=$$(basename $$file .py); echo "== $$name" >&2; \
+	  $(BIN)/python $$file | tee runs/bench/$$name.json || failed=1; \
+	done; exit $$failed
+
+# pip runs again only when the list of dependencies has changed since the last time it ended well.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "fedrag needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name a newer one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch .venv/.installed $@
