@@ -1,0 +1,186 @@
+"""Any sentence-transformers model as the two towers of a retriever.
+
+One tower encodes queries and documents alike; two towers are a `SentenceTransformer` whose first module is a
+`Router` with the routes "query" and "document" (the library's own form, so what is saved here loads there).
+The model's prompts, its `truncate_dim` and its similarity ("cosine" normalises, "dot" does not) are kept, so that
+the inner product of what this class returns is the score that the model was made for.
+
+    encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")     # one tower
+    encoder = SentenceEncoder("query-model", document_model="passage-model")  # two
+    encoder.untie()      # one tower becomes two: the query tower is a copy that can be trained alone
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules.module import Module
+from torch import Tensor, nn
+
+from fedrag.errors import ConfigError, InputError
+from fedrag.ops.fingerprint import Fingerprint
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+class SentenceEncoder(nn.Module):
+    """Queries and documents to vectors, differentiable in the current grad mode.
+
+    Args:
+        model: a hub name, a folder, or a `SentenceTransformer`.
+        document_model: a second model, for documents; `model` then encodes queries only.
+        lora: rank of LoRA adapters to train in place of the weights, or a full `peft.LoraConfig`.
+        device: where to put it; `None` leaves it to sentence-transformers.
+
+    Raises:
+        ConfigError: if the model's similarity is neither "cosine" nor "dot", or the towers differ in it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | SentenceTransformer,
+        *,
+        document_model: str | Path | SentenceTransformer | None = None,
+        lora: int | LoraConfig | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = _load(model, device)
+        if document_model is not None:
+            self.model = _two_towers(self.model, _load(document_model, device))
+        if self.model.similarity_fn_name not in ("cosine", "dot"):
+            raise ConfigError(
+                f"the encoder's similarity is {self.model.similarity_fn_name!r}, and a knowledge store ranks by inner "
+                "product: set model.similarity_fn_name to 'cosine' or 'dot'"
+            )
+        if lora is not None:
+            self.model.add_adapter(_lora_config(lora))
+        self._fingerprint = Fingerprint()
+        self.eval()
+
+    @property
+    def two_towers(self) -> bool:
+        """Whether queries and documents have separate weights."""
+        first = self.model[0]
+        return isinstance(first, Router) and {"query", "document"} <= set(first.sub_modules)
+
+    def untie(self) -> None:
+        """Give queries a tower of their own, a copy of the shared one; nothing happens to two towers."""
+        if not self.two_towers:
+            self.model = _two_towers(copy.deepcopy(self.model), self.model)
+            self.eval()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The disjoint modules that hold all weights: `encoder`, or `query`, `document` and what both pass through."""
+        if not self.two_towers:
+            return {"encoder": self.model}
+        routes = cast(Router, self.model[0]).sub_modules
+        shared = nn.Sequential(*list(self.model.children())[1:])
+        parts = {"query": routes["query"], "document": routes["document"], "shared": shared}
+        return {name: part for name, part in parts.items() if any(True for _ in part.parameters())}
+
+    def encode_queries(self, texts: Sequence[str]) -> Tensor:
+        """Vectors `[n, d]` of queries."""
+        return self._encode(texts, "query")
+
+    def encode_documents(self, texts: Sequence[str]) -> Tensor:
+        """Vectors `[n, d]` of documents."""
+        return self._encode(texts, "document")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the document side: weights, tokenizer, prompt, pooling, maximum length, truncation, similarity."""
+        parts = self.parts()
+        tower = parts.get("document", parts.get("encoder"))
+        layers = [layer for part in (tower, parts.get("shared")) if part is not None for layer in part.children()]
+        tensors = {f"{place}.{name}": t for place, layer in enumerate(layers) for name, t in _tensors(layer).items()}
+        settings = [
+            self.model.similarity_fn_name,
+            self.model.truncate_dim,
+            self._prompt("document") or "",
+            [layer.get_config_dict() for layer in layers if isinstance(layer, Module)],
+            getattr(layers[0], "max_seq_length", None),
+            self._vocabulary,
+        ]
+        return self._fingerprint(tensors, repr(settings))
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        tower = self.parts().get("document", self.model)
+        words = cast(dict[str, int], getattr(next(tower.children()), "tokenizer").get_vocab())  # noqa: B009
+        return hashlib.blake2b(repr(sorted(words.items())).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that `SentenceTransformer(path)` loads."""
+        self.model.save(str(path), create_model_card=False)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None) -> SentenceEncoder:
+        """Read what `save` wrote."""
+        return cls(path, device=device)
+
+    def _encode(self, texts: Sequence[str], task: str) -> Tensor:
+        if isinstance(texts, str):
+            raise InputError(f"the encoder takes a sequence of texts, got the string {texts!r}: wrap it in a list")
+        if not texts:
+            raise InputError("the encoder got no text to encode; pass at least one")
+        features = self.model.preprocess(list(texts), prompt=self._prompt(task), task=task)
+        moved = {key: v.to(self.model.device) if isinstance(v, Tensor) else v for key, v in features.items()}
+        vectors = self.model.forward(moved, task=task)["sentence_embedding"]  # [n, d]
+        if self.model.truncate_dim:
+            vectors = vectors[..., : self.model.truncate_dim]
+        if self.model.similarity_fn_name == "cosine":
+            vectors = nn.functional.normalize(vectors, dim=-1)
+        return vectors
+
+    def _prompt(self, task: str) -> str | None:
+        prompts: Mapping[str, str | None] = self.model.prompts
+        names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
+        return next((prompts[name] for name in names if name in prompts), None)
+
+
+def _load(model: str | Path | SentenceTransformer, device: str | None) -> SentenceTransformer:
+    if isinstance(model, SentenceTransformer):
+        return model if device is None else model.to(device)
+    return SentenceTransformer(str(model), device=device)
+
+
+def _two_towers(query: SentenceTransformer, document: SentenceTransformer) -> SentenceTransformer:
+    if query.similarity_fn_name != document.similarity_fn_name:
+        raise ConfigError(
+            f"the query model scores by {query.similarity_fn_name!r}, the document model by "
+            f"{document.similarity_fn_name!r}; set similarity_fn_name of both to the same"
+        )
+    prompts = {
+        "query": query.prompts.get("query") or "",
+        "document": next((p for name in _DOCUMENT_PROMPTS if (p := document.prompts.get(name))), ""),
+    }
+    router = Router.for_query_document(
+        query_modules=cast(list[Any], list(query.children())),
+        document_modules=cast(list[Any], list(document.children())),
+    )
+    return SentenceTransformer(
+        modules=[router],
+        device=str(document.device),
+        prompts=prompts,
+        similarity_fn_name=document.similarity_fn_name,
+        truncate_dim=document.truncate_dim,
+    )
+
+
+def _lora_config(lora: int | LoraConfig) -> LoraConfig:
+    if isinstance(lora, LoraConfig):
+        return lora
+    return LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="FEATURE_EXTRACTION")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,0 +1,165 @@
+"""Dense retrieval: an encoder and a knowledge store, and the promise that the two belong together.
+
+The store remembers the fingerprint of the document encoder that wrote its vectors. When that encoder changes,
+a query raises `StaleIndexError` in place of silently ranking by mismatched vectors; `refresh` re-embeds.
+
+    retriever = DenseRetriever(SentenceEncoder("all-MiniLM-L6-v2"), MemoryStore())
+    retriever.add(documents)                       # embeds, stores; started again, it skips what is there
+    retriever.retrieve(["How do I rotate the key?"], k=5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fedrag.encoders.sentence import SentenceEncoder
+from fedrag.errors import InputError, StaleIndexError
+from fedrag.ops.modes import evaluating
+from fedrag.ops.similarity import own_candidates
+from fedrag.types import Document, Hit, KnowledgeStore, Where
+
+_WINDOW = 16
+"""Batches embedded between two writes to the store: enough to sort texts by length, few enough to lose little."""
+
+
+@dataclass(slots=True)
+class DenseRetriever:
+    """Find documents by the inner product of their vectors with the query's.
+
+    Args:
+        encoder: the towers.
+        store: the documents and their vectors.
+        batch_size: texts encoded at a time, outside training.
+    """
+
+    encoder: SentenceEncoder
+    store: KnowledgeStore
+    batch_size: int = field(default=64, kw_only=True)
+
+    def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
+        """Return up to k hits per query, best first.
+
+        Raises:
+            StaleIndexError: if another document encoder wrote the store's vectors.
+        """
+        if not queries:
+            return []
+        self.check_fresh()
+        return self.store.search(self.embed_queries(queries), k, where)
+
+    def scores(self, queries: Sequence[str], documents: Sequence[Sequence[Document]]) -> Tensor:
+        """Score each query's own candidates, with gradient: `[n, k]` float32, `-inf` where a query has fewer than k.
+
+        These scores come from the encoder, never from a search result, so a loss on them trains it. While the
+        document side is frozen, vectors that the store already has are taken from there.
+        """
+        if len(queries) != len(documents) or not all(documents):
+            raise InputError(
+                f"scores() takes one non-empty list of documents per query, got {len(queries)} queries and lists of "
+                f"lengths {[len(row) for row in documents]}"
+            )
+        unique = {document.id: document for row in documents for document in row}
+        place = {id: i for i, id in enumerate(unique)}
+        query_vectors = self.encoder.encode_queries(queries)  # [n, d]
+        document_vectors = self.document_vectors(list(unique.values()))  # [unique, d]
+        owner = [n for n, row in enumerate(documents) for _ in row]
+        slot = [k for row in documents for k in range(len(row))]
+        chosen = [place[document.id] for row in documents for document in row]
+        index = torch.tensor([owner, slot, chosen], device=query_vectors.device)  # [3, s]
+        return own_candidates(query_vectors, document_vectors[index[2]], index[0], index[1], max(map(len, documents)))
+
+    def document_vectors(self, documents: Sequence[Document]) -> Tensor:
+        """Vectors `[n, d]` to train with: encoded with gradient, or the store's own when the document side is frozen."""
+        parts = self.encoder.parts()
+        parts.pop("query", None)
+        if any(parameter.requires_grad for part in parts.values() for parameter in part.parameters()):
+            return self.encoder.encode_documents([document.text for document in documents])
+        stored = [document.id for document in documents if document.id in self.store]
+        if len(stored) == len(documents) and self.store.fingerprint == self.encoder.fingerprint:
+            return self.store.vectors(stored).to(self.encoder.model.device)
+        return self.embed_documents(documents)
+
+    def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
+        """Embed and store documents; those that the store already holds, text and metadata alike, are skipped.
+
+        Interrupted and started again, it goes on with the first document that is missing.
+
+        Raises:
+            InputError: if `documents` is empty, or two different ones share an id.
+            StaleIndexError: if the store already holds vectors of another document encoder.
+        """
+        if not documents:
+            raise InputError("there is no document to add; check the path or the query that should have found some")
+        unique: dict[str, Document] = {}
+        for document in documents:
+            if unique.setdefault(document.id, document) != document:
+                raise InputError(f"two different documents have the id {document.id!r}; give each its own")
+        if len(self.store):
+            self.check_fresh()
+        waiting = [document for document in unique.values() if not self._holds(document)]
+        bar = tqdm(
+            total=len(unique), initial=len(unique) - len(waiting), desc="index", unit="doc", disable=not progress
+        )
+        with bar:
+            for start in range(0, len(waiting), _WINDOW * self.batch_size):
+                window = waiting[start : start + _WINDOW * self.batch_size]
+                self.store.add(window, self.embed_documents(window, bar))
+                self.store.fingerprint = self.encoder.fingerprint
+
+    def refresh(self, *, progress: bool = True) -> int:
+        """Embed again what another document encoder wrote; return how many documents that was.
+
+        The old vectors serve until the last new one is there. Interrupted and started again, it goes on.
+        """
+        if not len(self.store) or self.store.fingerprint == self.encoder.fingerprint:
+            return 0
+        rebuild = self.store.rebuild(self.encoder.fingerprint)
+        total = 0
+        with tqdm(total=len(self.store), desc="refresh", unit="doc", disable=not progress) as bar:
+            for window in rebuild.missing(_WINDOW * self.batch_size):
+                rebuild.put([document.id for document in window], self.embed_documents(window, bar))
+                total += len(window)
+        rebuild.commit()
+        return total
+
+    def check_fresh(self) -> None:
+        """Raise `StaleIndexError` unless this encoder's document side wrote the store's vectors."""
+        if len(self.store) and self.store.fingerprint != self.encoder.fingerprint:
+            raise StaleIndexError(
+                f"the store's {len(self.store)} vectors were written by document encoder "
+                f"{self.store.fingerprint or 'unknown'}, the retriever now has {self.encoder.fingerprint}: "
+                "call retriever.refresh() to embed the documents again, or load the encoder that wrote them"
+            )
+
+    def embed_queries(self, queries: Sequence[str]) -> Tensor:
+        """Vectors `[n, d]` of queries, without gradient or dropout."""
+        with evaluating(self.encoder):
+            return self._by_length(self.encoder.encode_queries, queries)
+
+    def embed_documents(self, documents: Sequence[Document], bar: tqdm[Any] | None = None) -> Tensor:
+        """Vectors `[n, d]` of documents, without gradient or dropout; `bar` is moved on by each batch."""
+        with evaluating(self.encoder):
+            return self._by_length(self.encoder.encode_documents, [document.text for document in documents], bar)
+
+    def _by_length(
+        self, encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], bar: tqdm[Any] | None = None
+    ) -> Tensor:
+        """Encode `batch_size` texts at a time, long with long and short with short, so that little is padding."""
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        pieces: list[Tensor] = []
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            pieces.append(encode([texts[i] for i in batch]))
+            if bar is not None:
+                bar.update(len(batch))
+        back = torch.tensor(order).argsort()
+        return torch.cat(pieces)[back.to(pieces[0].device)]
+
+    def _holds(self, document: Document) -> bool:
+        return document.id in self.store and self.store.get([document.id])[0] == document
