@@ -150,7 +150,7 @@ def seeded(model_class: Any, config: Any, seed: int = 0) -> Any:
 def tiny_sentence_transformer(
     seed: int = 0, *, width: int = 32, kind: Literal["bert", "static"] = "bert", dropout: float = 0.0
 ) -> SentenceTransformer:
-    """A sentence-transformers model with unit vectors: a 2-layer DistilBERT with mean pooling, or a static embedding."""
+    """A sentence-transformers model with unit vectors: 2 DistilBERT layers and mean pooling, or a static embedding."""
     tokenizer = tiny_tokenizer("wordpiece")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
