@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedrag.errors import InputError
+
 IGNORED = -100
 """The label of a position that is not supervised, as everywhere in PyTorch."""
 
@@ -32,9 +34,14 @@ def supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     `hidden` is `[n, t, d]` (states, or logits with d = v), `labels` `[n, t]` with the token id at its own position, or
     -100. The label at position 0 has no position before it and is never predicted. Returns the states `[s, d]`, the
     token ids `[s]` that they predict and the rows `[s]` of the batch that they belong to, in reading order.
+
+    Raises `InputError` when the two differ in `[n, t]`.
     """
     if hidden.shape[:2] != labels.shape:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} differ in [n, t]")
+        raise InputError(
+            f"hidden is {tuple(hidden.shape)} and labels {tuple(labels.shape)}: both need the same [n, t] in front;"
+            " pass the labels of exactly the positions that the model saw"
+        )
     chosen = labels[:, 1:] != IGNORED  # [n, t-1]
     rows, positions = chosen.nonzero(as_tuple=True)  # [s], [s]
     return hidden[rows, positions], labels[rows, positions + 1], rows
