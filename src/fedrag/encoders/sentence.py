@@ -63,7 +63,8 @@ class SentenceEncoder(nn.Module):
             )
         if lora is not None:
             self.model.add_adapter(_lora_config(lora))
-        self._fingerprint = Fingerprint()
+        self._document_layers = self._layers()
+        self._weights = Fingerprint(nn.Sequential(*self._document_layers))
         self.eval()
 
     @property
@@ -95,27 +96,28 @@ class SentenceEncoder(nn.Module):
         """Vectors `[n, d]` of documents."""
         return self._encode(texts, "document")
 
+    def _layers(self) -> tuple[nn.Module, ...]:
+        """The layers that a document passes through; `untie` leaves them as they are."""
+        parts = self.parts()
+        sides = [parts.get("document", self.model), parts.get("shared")]
+        return tuple(layer for side in sides if side is not None for layer in side.children())
+
     @property
     def fingerprint(self) -> str:
         """Hash of the document side: weights, tokenizer, prompt, pooling, maximum length, truncation, similarity."""
-        parts = self.parts()
-        tower = parts.get("document", parts.get("encoder"))
-        layers = [layer for part in (tower, parts.get("shared")) if part is not None for layer in part.children()]
-        tensors = {f"{place}.{name}": t for place, layer in enumerate(layers) for name, t in _tensors(layer).items()}
         settings = [
             self.model.similarity_fn_name,
             self.model.truncate_dim,
-            self._prompt("document") or "",
-            [layer.get_config_dict() for layer in layers if isinstance(layer, Module)],
-            getattr(layers[0], "max_seq_length", None),
+            self.prompt("document") or "",
+            [layer.get_config_dict() for layer in self._document_layers if isinstance(layer, Module)],
+            getattr(self._document_layers[0], "max_seq_length", None),
             self._vocabulary,
         ]
-        return self._fingerprint(tensors, repr(settings))
+        return hashlib.blake2b(f"{self._weights()}{settings!r}".encode(), digest_size=8).hexdigest()
 
     @cached_property
     def _vocabulary(self) -> str:
-        tower = self.parts().get("document", self.model)
-        words = cast(dict[str, int], getattr(next(tower.children()), "tokenizer").get_vocab())  # noqa: B009
+        words = cast(dict[str, int], cast(Any, self._document_layers[0]).tokenizer.get_vocab())
         return hashlib.blake2b(repr(sorted(words.items())).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -132,7 +134,7 @@ class SentenceEncoder(nn.Module):
             raise InputError(f"the encoder takes a sequence of texts, got the string {texts!r}: wrap it in a list")
         if not texts:
             raise InputError("the encoder got no text to encode; pass at least one")
-        features = self.model.preprocess(list(texts), prompt=self._prompt(task), task=task)
+        features = self.model.preprocess(list(texts), prompt=self.prompt(task), task=task)
         moved = {key: v.to(self.model.device) if isinstance(v, Tensor) else v for key, v in features.items()}
         vectors = self.model.forward(moved, task=task)["sentence_embedding"]  # [n, d]
         if self.model.truncate_dim:
@@ -141,7 +143,8 @@ class SentenceEncoder(nn.Module):
             vectors = nn.functional.normalize(vectors, dim=-1)
         return vectors
 
-    def _prompt(self, task: str) -> str | None:
+    def prompt(self, task: str) -> str | None:
+        """What the model puts before a text of this task ("query" or "document"); `None` for nothing."""
         prompts: Mapping[str, str | None] = self.model.prompts
         names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
         return next((prompts[name] for name in names if name in prompts), None)
@@ -180,7 +183,3 @@ def _lora_config(lora: int | LoraConfig) -> LoraConfig:
     if isinstance(lora, LoraConfig):
         return lora
     return LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="FEATURE_EXTRACTION")
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -75,7 +75,7 @@ class DenseRetriever:
         return own_candidates(query_vectors, document_vectors[index[2]], index[0], index[1], max(map(len, documents)))
 
     def document_vectors(self, documents: Sequence[Document]) -> Tensor:
-        """Vectors `[n, d]` to train with: encoded with gradient, or the store's own when the document side is frozen."""
+        """Vectors `[n, d]` to train on: encoded with gradient, or the store's own while the document side is frozen."""
         parts = self.encoder.parts()
         parts.pop("query", None)
         if any(parameter.requires_grad for part in parts.values() for parameter in part.parameters()):

@@ -1,0 +1,92 @@
+"""Contrastive tuning of the retriever on labelled passages.
+
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with in-batch negatives, as in DPR (Karpukhin et al.
+2020, arXiv 2004.04906): with the documents D of the whole batch as candidates,
+
+    loss = 1/n Σ_q -log exp(s(q, d⁺)/τ) / Σ_{d in D} exp(s(q, d)/τ)
+
+Other positives of the same question are taken out of the sum, since they are no negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedrag.errors import ConfigError, DataError
+from fedrag.objectives.objective import Objective
+from fedrag.ops.divergence import forward_kl
+from fedrag.ops.gradcache import embed_in_pieces
+from fedrag.ops.similarity import all_pairs
+from fedrag.ops.targets import one_hot
+from fedrag.rag import RAGSystem
+from fedrag.types import Document, Example
+
+
+class Contrastive(Objective):
+    """Train the retriever to rank an example's positive above every other document of the batch.
+
+    Requirements: a `DenseRetriever`; examples with at least one positive. Their documents come from the store.
+
+    Inputs per example: the question, one positive (drawn anew each time while training), all its negatives.
+
+    Args:
+        rag: the system.
+        train: "both" moves queries and documents (re-index afterwards, which the trainer does); "query" moves the
+            query tower alone, and gives a one-tower encoder a query tower of its own.
+        temperature: τ.
+        chunk: encode this many texts at a time and hold no other activations (GradCache), so that the batch may be
+            large; `None` encodes the batch at once.
+
+    Relations: without negatives this is sentence-transformers' `MultipleNegativesRankingLoss(scale=1/τ)`, with
+    `chunk` its cached form. The same divergence as `LSR`, from a one-hot target.
+    """
+
+    def __init__(
+        self,
+        rag: RAGSystem,
+        *,
+        train: Literal["both", "query"] = "both",
+        temperature: float = 0.05,
+        chunk: int | None = None,
+    ) -> None:
+        if temperature <= 0 or (chunk is not None and chunk < 1):
+            raise ConfigError(f"Contrastive takes temperature > 0 and chunk >= 1, got {temperature} and {chunk}")
+        if train == "query":
+            rag.dense.encoder.untie()
+        super().__init__(rag, parts=["retriever/query" if train == "query" else "retriever/"], depth=0)
+        self.temperature = temperature
+        self.chunk = chunk
+
+    def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
+        """The loss above, and the share of questions whose positive scores best in the batch."""
+        encoder, store = self.rag.dense.encoder, self.rag.dense.store
+        own = [self._positive(example) for example in batch]
+        wanted = dict.fromkeys([*own, *(id for example in batch for id in example.negatives)])
+        documents = store.get(list(wanted))
+        size = self.chunk or max(len(batch), len(documents))
+        queries = embed_in_pieces(encoder.encode_queries, [example.question for example in batch], size)  # [n, d]
+        vectors = embed_in_pieces(self._encode, documents, size)  # [m, d]
+        scores = all_pairs(queries, vectors) / self.temperature  # [n, m]
+        ids = [document.id for document in documents]
+        positive = torch.tensor([[id == mine for id in ids] for mine in own], device=scores.device)  # [n, m]
+        also = torch.tensor([[id in example.positives for id in ids] for example in batch], device=scores.device)
+        scores = scores.masked_fill(also & ~positive, -torch.inf)
+        best = positive.gather(1, scores.detach().argmax(-1, keepdim=True))
+        return {"loss": forward_kl(one_hot(positive), scores).mean(), "batch_accuracy": float(best.float().mean())}
+
+    def _encode(self, documents: Sequence[Document]) -> Tensor:
+        return self.rag.dense.document_vectors(documents)
+
+    def _positive(self, example: Example) -> str:
+        if not example.positives:
+            raise DataError(
+                f"Contrastive needs a positive document for every question, {example.question[:80]!r} has none: "
+                "put document ids into Example.positives, or use LSR, which needs none"
+            )
+        if not self.training:
+            return example.positives[0]
+        return example.positives[int(torch.randint(len(example.positives), ()))]

@@ -1,0 +1,95 @@
+"""What every objective shares: which parts it trains, and where its candidates come from.
+
+An objective is an `nn.Module` whose `forward(batch)` takes examples and returns `{"loss": ..., logged numbers}`.
+It holds the trained parts of the system as submodules and nothing else, so that a frozen teacher keeps its weights
+and its evaluation mode, whatever the trainer does to the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedrag.errors import ConfigError
+from fedrag.rag import RAGSystem
+from fedrag.types import Document, Example
+
+Candidates = Callable[[Sequence[Example]], list[list[Document]]]
+ExcludeIds = Callable[[Example], Collection[str]]
+
+
+class Objective(nn.Module):
+    """A loss over examples, for some parts of a RAG system.
+
+    Args:
+        rag: the system.
+        parts: prefixes of the canonical part names that are trained, such as `retriever/query`.
+        depth: documents retrieved per example; 0 when the objective needs none.
+        exclude_ids: documents that must not be retrieved for an example: the passage that a question was made from,
+            say, which asking will not have.
+
+    Attributes:
+        candidates: the documents for each example of a batch, best first. It retrieves; a trainer puts a
+            look-up of what it retrieved beforehand in its place.
+    """
+
+    candidates: Candidates
+
+    def __init__(
+        self, rag: RAGSystem, *, parts: Sequence[str], depth: int, exclude_ids: ExcludeIds | None = None
+    ) -> None:
+        super().__init__()
+        self.rag = rag
+        self.depth = depth
+        self.exclude_ids = exclude_ids
+        self.candidates = self.find
+        chosen = {name: part for name, part in rag.parts().items() if name.startswith(tuple(parts))}
+        self.trained = nn.ModuleDict(chosen)
+        if not self.trainable():
+            raise ConfigError(
+                f"{type(self).__name__} trains {' and '.join(parts)}, but the system has no parameter there that "
+                f"requires a gradient; its parts are {sorted(rag.parts())}"
+            )
+
+    def forward(self, batch: Sequence[Example], return_loss: bool = True) -> dict[str, Any]:
+        """Return the mean loss over the batch, with its graph, and numbers to log."""
+        numbers = self.loss(batch)
+        return numbers if return_loss else {name: number for name, number in numbers.items() if name != "loss"}
+
+    def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
+        """The objective's own formula; see the class."""
+        raise ConfigError(f"{type(self).__name__} has no formula: use Contrastive, LSR, RALT or SentenceLoss")
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that this objective moves, by canonical name: those of its parts that require a gradient."""
+        return {
+            f"{place}/{name}": parameter
+            for place, part in self.trained.items()
+            for name, parameter in part.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def find(self, examples: Sequence[Example]) -> list[list[Document]]:
+        """Retrieve `depth` documents per example, those that `exclude_ids` names left out."""
+        banned = [set(self.exclude_ids(example)) if self.exclude_ids else set[str]() for example in examples]
+        spare = max(map(len, banned), default=0)
+        found = self.rag.retriever.retrieve([example.question for example in examples], self.depth + spare)
+        return [
+            [hit.document for hit in hits if hit.document.id not in out][: self.depth]
+            for hits, out in zip(found, banned, strict=True)
+        ]
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Trade time for memory in the transformers models that are trained; called by `transformers.Trainer`."""
+        models = [module for module in self.trained.modules() if isinstance(module, PreTrainedModel)]
+        if not models:
+            raise ConfigError(
+                "gradient checkpointing is on, but none of the trained parts is a transformers model; "
+                "leave gradient_checkpointing out of TrainingArguments"
+            )
+        for model in models:
+            model.enable_input_require_grads()
+            model.activation_checkpointing_enable(**settings)

@@ -1,0 +1,88 @@
+"""The documents each example trains on: retrieved in one sweep, used until the next, kept with a checkpoint.
+
+Under distributed training rank 0 retrieves, and the others receive what it found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+from tqdm.auto import tqdm
+
+from fedrag.errors import TrainingError
+from fedrag.objectives.objective import Objective
+from fedrag.types import Document, Example
+
+T = TypeVar("T")
+
+
+class CandidateTable:
+    """A look-up in place of an objective's own retrieval.
+
+    Args:
+        objective: knows how many documents an example needs and which must be left out.
+        progress: show a bar while retrieving.
+    """
+
+    def __init__(self, objective: Objective, *, progress: bool = True) -> None:
+        self.objective = objective
+        self.progress = progress
+        self.ids: dict[str, list[str]] = {}
+        self._documents: dict[str, Document] = {}
+
+    def __call__(self, batch: Sequence[Example]) -> list[list[Document]]:
+        """Documents per example, best first."""
+        return [[self._documents[id] for id in self.ids[_key(example)]] for example in batch]
+
+    def refresh(self, examples: Sequence[Example], *, batch_size: int = 256) -> None:
+        """Retrieve anew for all examples, with the encoder as it is now."""
+        found: list[list[Document]] = []
+        if is_writer():
+            with tqdm(total=len(examples), desc="retrieve", unit="q", disable=not self.progress, leave=False) as bar:
+                for start in range(0, len(examples), batch_size):
+                    batch = examples[start : start + batch_size]
+                    found += self.objective.find(batch)
+                    bar.update(len(batch))
+        found = from_writer(found)
+        for example, row in zip(examples, found, strict=True):
+            if not row:
+                raise TrainingError(
+                    f"no document was found for the question {example.question[:80]!r}: add documents to the knowledge "
+                    "store before training, or exclude fewer"
+                )
+        self._documents = {document.id: document for row in found for document in row}
+        self.ids = {_key(e): [document.id for document in row] for e, row in zip(examples, found, strict=True)}
+
+    def save(self, path: Path) -> None:
+        """Write the ids, so that a resumed run goes on with the same documents."""
+        path.write_text(json.dumps(self.ids), encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote; the documents come from the store."""
+        self.ids = json.loads(path.read_text(encoding="utf-8"))
+        wanted = list(dict.fromkeys(id for row in self.ids.values() for id in row))
+        self._documents = dict(zip(wanted, self.objective.rag.dense.store.get(wanted), strict=True))
+
+
+def is_writer() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def from_writer(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _key(example: Example) -> str:
+    parts = json.dumps([example.question, example.answers, example.positives, example.negatives])
+    return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

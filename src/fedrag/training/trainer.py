@@ -1,0 +1,319 @@
+"""One trainer for every objective: a `transformers.Trainer`, with what a RAG system needs added.
+
+    RAGTrainer(LSR(rag), train_dataset=train).train()
+    RAGTrainer(RALT(rag), train_dataset=train, eval_dataset=dev, args=TrainingArguments(...)).train()
+
+`TrainingArguments`, callbacks, trackers, resuming, gradient accumulation, bf16 and DistributedDataParallel are the
+Trainer's own. FSDP and DeepSpeed are not tested.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from fedrag.data import overlap
+from fedrag.errors import ConfigError, InputError, TrainingError
+from fedrag.evaluation import Report, evaluate, evaluate_retriever
+from fedrag.objectives.objective import Objective
+from fedrag.ops.modes import only_training
+from fedrag.rag import RAGSystem
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.training.candidates import CandidateTable, from_writer, is_writer
+from fedrag.types import Example
+
+_log = logging.getLogger(__name__)
+_WEIGHTS = "trainable.safetensors"
+_CANDIDATES = "candidates.json"
+
+Refresh = Literal["never", "epoch"] | int
+
+
+class RAGTrainer(Trainer):
+    """Train the parts of a RAG system that an objective declares, and leave the rest as it is.
+
+    Args:
+        objective: what to make better, for which parts.
+        train_dataset: examples to learn from.
+        eval_dataset: examples for `evaluate()`: `eval_loss` and task metrics such as `eval_exact_match`.
+        args: the Trainer's settings; `None` trains three epochs and writes no checkpoint.
+        learning_rates: per component, "retriever" or "generator", in place of `args.learning_rate`.
+        refresh: when the candidates are retrieved anew, with the encoder as it then is: "never" (once, at the
+            start), every "epoch", or every so many steps. Where the document side is trained, its documents are
+            embedded anew first, which costs one pass over the store.
+        evaluator: makes the report behind the task metrics; `None` asks the system when the examples have answers,
+            and measures retrieval alone when they have none.
+        callbacks: further callbacks of transformers.
+        optimizers: optimiser and schedule in place of those that `args` names.
+
+    After `train()` the documents are embedded anew if their side has changed (`final=False` leaves that out), every
+    part is in evaluation mode, and every parameter requires a gradient or not as before.
+
+    Raises:
+        ConfigError: for settings that this trainer cannot honour, by name.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        train_dataset: Sequence[Example],
+        eval_dataset: Sequence[Example] | None = None,
+        args: TrainingArguments | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        refresh: Refresh = "epoch",
+        evaluator: Callable[[RAGSystem, Sequence[Example]], Report] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+    ) -> None:
+        args = args or _default_arguments(objective)
+        _check(objective, train_dataset, args, learning_rates or {}, refresh)
+        self.objective = objective
+        self.learning_rates = dict(learning_rates or {})
+        self.evaluator = evaluator or _report
+        self.candidates = CandidateTable(objective, progress=not args.disable_tqdm)
+        self._resumed_from: Path | None = None
+        self._numbers: dict[str, list[float]] = defaultdict(list)
+        if eval_dataset:
+            shared = overlap(train_dataset, eval_dataset)
+            if shared.questions:
+                _log.warning(
+                    "%d of the %d evaluation questions are in the training set: the metrics will flatter",
+                    len(shared.questions),
+                    len(eval_dataset),
+                )
+        super().__init__(
+            model=objective,
+            args=args,
+            data_collator=_as_batch,
+            train_dataset=cast(Any, list(train_dataset)),
+            eval_dataset=cast(Any, list(eval_dataset) if eval_dataset else None),
+            callbacks=[*(callbacks or []), _Refresh(self, refresh)],
+            optimizers=cast(Any, optimizers),
+        )
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *, final: bool = True, **kwargs: Any
+    ) -> TrainOutput:
+        """Train; return the Trainer's own output. `resume_from_checkpoint` takes a folder, or `True` for the last one.
+
+        Args:
+            final: embed the documents anew at the end, where their side was trained.
+        """
+        rag = self.objective.rag
+        everything = {**rag.named_parameters(), **self.objective.trainable()}
+        self.objective.candidates = self.candidates
+        try:
+            with only_training(self.objective.trainable().values(), everything.values()):
+                output = cast(TrainOutput, super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs))
+        finally:
+            self.objective.candidates = self.objective.find
+            self.objective.eval()
+            self._resumed_from = None
+        if final:
+            self.refresh_index()
+        return output
+
+    def refresh_index(self) -> None:
+        """Embed the documents anew where their side has changed; rank 0 does, where there are several."""
+        retriever = self.objective.rag.retriever
+        if isinstance(retriever, DenseRetriever) and is_writer():
+            retriever.refresh(progress=not self.args.disable_tqdm)
+
+    def refresh_candidates(self) -> None:
+        """Retrieve the training examples' documents anew, from an index that fits the encoder."""
+        if self.objective.depth:
+            self.refresh_index()
+            self.candidates.refresh(self._train_examples())
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss; the numbers beside it are kept for the log."""
+        outputs = cast(dict[str, Any], model(**inputs))
+        loss = cast(Tensor, outputs.pop("loss"))
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: lower the learning rate, or look for "
+                "vectors or scores that are not finite"
+            )
+        for name, number in outputs.items():
+            self._numbers[name].append(float(number))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means of what the objective told since the last time."""
+        if "loss" in logs:
+            logs = {**logs, **{name: sum(seen) / len(seen) for name, seen in self._numbers.items()}}
+            self._numbers.clear()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over the examples, and the task metrics of the system as it now is; rank 0 computes both."""
+        examples = cast(list[Example], dataloader.dataset)
+        metrics: dict[str, float] = {}
+        kept = self.objective.candidates
+        if is_writer():
+            self.objective.eval()
+            self.refresh_index()
+            self.objective.candidates = self.objective.find
+            try:
+                total = 0.0
+                for start in range(0, len(examples), self.args.eval_batch_size):
+                    batch = examples[start : start + self.args.eval_batch_size]
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        total += float(self.objective(batch)["loss"]) * len(batch)
+            finally:
+                self.objective.candidates = kept
+            report = self.evaluator(self.objective.rag, examples)
+            metrics = {"loss": total / len(examples), **{name: m.mean for name, m in report.metrics.items()}}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in from_writer(metrics).items()}
+        return EvalLoopOutput(predictions=cast(Any, None), label_ids=None, metrics=metrics, num_samples=len(examples))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser, each component's parameters with the learning rate that is its own."""
+        optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
+        place = {id(p): name.split("/")[0] for name, p in self.objective.trainable().items()}
+        groups: list[dict[str, Any]] = []
+        for group in optimizer.param_groups:
+            for component in dict.fromkeys(place.get(id(p), "") for p in group["params"]):
+                rate = self.learning_rates.get(component, group["lr"])
+                mine = [p for p in group["params"] if place.get(id(p), "") == component]
+                groups.append({**group, "params": mine, "lr": rate})
+        if self.learning_rates:
+            optimizer.param_groups = groups
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write what is trained, by canonical name, and the candidates in use."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: p.detach().contiguous().clone() for name, p in self.objective.trainable().items()}
+        save_file(state, folder / _WEIGHTS)
+        if self.candidates.ids:
+            self.candidates.save(folder / _CANDIDATES)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Put a checkpoint's weights in place; every name and shape must be as it is now."""
+        folder = Path(resume_from_checkpoint)
+        if not (folder / _WEIGHTS).is_file():
+            raise InputError(f"{folder} is no checkpoint of RAGTrainer: there is no {_WEIGHTS} in it")
+        state = load_file(folder / _WEIGHTS)
+        here = self.objective.trainable()
+        wrong = sorted(set(state) ^ set(here)) or [n for n, p in here.items() if p.shape != state[n].shape]
+        if wrong:
+            raise InputError(
+                f"the checkpoint {folder} belongs to another objective or system: {wrong[0]!r} is not the same in "
+                "both; resume with what wrote it"
+            )
+        with torch.no_grad():
+            for name, parameter in here.items():
+                parameter.copy_(state[name])
+        self._resumed_from = folder
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
+
+    def start(self) -> None:
+        """Get the candidates of the run's first step: retrieved, or those of the checkpoint that it goes on from."""
+        if self._resumed_from is not None and (self._resumed_from / _CANDIDATES).is_file():
+            self.candidates.load(self._resumed_from / _CANDIDATES)
+        else:
+            self.refresh_candidates()
+
+    def _train_examples(self) -> list[Example]:
+        return cast(list[Example], self.train_dataset)
+
+
+class _Refresh(TrainerCallback):
+    """Retrieve candidates at the start of a run, and again as the policy says."""
+
+    def __init__(self, trainer: RAGTrainer, policy: Refresh) -> None:
+        self.trainer = trainer
+        self.policy = policy
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.start()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.policy == "epoch" and state.global_step < state.max_steps:
+            self.trainer.refresh_candidates()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if (
+            isinstance(self.policy, int)
+            and state.global_step % self.policy == 0
+            and state.global_step < state.max_steps
+        ):
+            self.trainer.refresh_candidates()
+
+
+def _as_batch(examples: list[Example]) -> dict[str, list[Example]]:
+    return {"batch": examples}
+
+
+def _report(rag: RAGSystem, examples: Sequence[Example]) -> Report:
+    if any(example.answers for example in examples):
+        return evaluate(rag, examples, progress=False)
+    return evaluate_retriever(rag.retriever, examples, progress=False)
+
+
+def _default_arguments(objective: Objective) -> TrainingArguments:
+    adapters = any(isinstance(module, PeftModel) for module in objective.trained.modules())
+    return TrainingArguments(
+        output_dir=f"runs/{type(objective).__name__.lower()}",
+        learning_rate=1e-4 if adapters else 2e-5,
+        warmup_steps=0.1,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=10,
+    )
+
+
+def _check(
+    objective: Objective,
+    examples: Sequence[Example],
+    args: TrainingArguments,
+    rates: Mapping[str, float],
+    refresh: Refresh,
+) -> None:
+    """Refuse what cannot work, before anything is loaded or moved."""
+    if not examples:
+        raise InputError("train_dataset is empty; pass at least one example")
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible to one process, and DataParallel cannot split examples: "
+            "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ConfigError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} needs token columns; examples are grouped by "
+            "length inside the generator: use 'random' or 'sequential'"
+        )
+    components = {name.split("/")[0] for name in objective.trainable()}
+    unknown = set(rates) - components
+    if unknown:
+        raise ConfigError(f"learning_rates names {sorted(unknown)}, the objective trains {sorted(components)}")
+    if refresh not in ("never", "epoch") and not (isinstance(refresh, int) and refresh > 0):
+        raise ConfigError(f"refresh is 'never', 'epoch' or a number of steps above 0, got {refresh!r}")
