@@ -121,7 +121,7 @@ class SentenceEncoder(nn.Module):
         return hashlib.blake2b(repr(sorted(words.items())).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that `SentenceTransformer(path)` loads."""
+        """Write a folder that `SentenceTransformer(path)` loads; LoRA adapters name the base model that they need."""
         self.model.save(str(path), create_model_card=False)
 
     @classmethod
