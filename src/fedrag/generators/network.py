@@ -72,7 +72,7 @@ class Network:
         return self.head(states) if self.head_is_last else states
 
     def next_logits(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """Return the `[n, v]` logits after the last of `ids` `[n, t]`, and the cache, or `None` from a model without."""
+        """Return the `[n, v]` logits after the last of `ids` `[n, t]`, and the cache (`None` from a model without)."""
         output = self._forward(ids, mask, positions, cache, True, 1)
         return output.logits[:, -1], getattr(output, "past_key_values", None)
 
@@ -82,7 +82,9 @@ class Network:
         keep = {"logits_to_keep": last} if last is not None and "logits_to_keep" in self._accepted else {}
         return self.model(**self._arguments(ids, mask, positions, cache, use_cache), **keep)
 
-    def _arguments(self, ids: Tensor, mask: Tensor, positions: Tensor | None, cache: Any, use_cache: bool) -> dict[str, Any]:
+    def _arguments(
+        self, ids: Tensor, mask: Tensor, positions: Tensor | None, cache: Any, use_cache: bool
+    ) -> dict[str, Any]:
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": use_cache}
         if positions is not None and "position_ids" in self._accepted:
             arguments["position_ids"] = positions
@@ -136,7 +138,11 @@ class Network:
         got, _ = self.states(suffix, both, positions=positions_of(both)[:, 4:], cache=cache, use_cache=True)
         return all(
             _close(states, wanted)
-            for states, wanted in ((got[0, :3], expected[0, 4:]), (got[1], expected[1, 2:6]), (got[2], expected[1, 2:6]))
+            for states, wanted in (
+                (got[0, :3], expected[0, 4:]),
+                (got[1], expected[1, 2:6]),
+                (got[2], expected[1, 2:6]),
+            )
         )
 
 

@@ -57,9 +57,13 @@ class PromptTokenizer:
                 "`backend_tokenizer` can be told apart from its control tokens"
             )
         if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no end token; set tokenizer.eos_token to the token that ends an answer")
+            raise ConfigError(
+                "the tokenizer has no end token; set tokenizer.eos_token to the token that ends an answer"
+            )
         if chat and not tokenizer.chat_template:
-            raise ConfigError("chat=True, but the tokenizer has no chat template; set tokenizer.chat_template or chat=None")
+            raise ConfigError(
+                "chat=True, but the tokenizer has no chat template; set tokenizer.chat_template or chat=None"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
@@ -99,7 +103,7 @@ class PromptTokenizer:
         return [*self._before, *self._encode(text, inside=inside), *self._after]
 
     def target_ids(self, target: str) -> list[int]:
-        """Return the ids of an answer as they follow a prompt, with one end token last; outer white space is dropped."""
+        """Return the ids of an answer as they follow a prompt, one end token last; outer white space is dropped."""
         text = target.strip()
         return [*(self._encode(self._joint + text, inside=self.chat) if text else ()), self.eos_id]
 

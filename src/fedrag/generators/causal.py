@@ -1,0 +1,293 @@
+"""A causal language model as the generator of a RAG system: it writes answers, and scores them.
+
+Any model of transformers that predicts the next token serves, whole, with LoRA adapters, or quantised. Prompts come
+and answers go as text; ids, padding, chat templates and caches stay inside. Generation is greedy. Scores are
+log-likelihoods, summed over the target's tokens and its end token, never probabilities: the probability of a long
+answer is zero in float32.
+
+Relations: `fedrag.generators.tokens` makes the ids, `fedrag.generators.scoring` the log-likelihoods,
+`fedrag.generators.decoding` the text; `fedrag.generators.score_cache.CachedScorer` remembers scores.
+
+>>> import torch
+>>> from tokenizers import Tokenizer, models, pre_tokenizers
+>>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+>>> words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Paris": 2, "Rome": 3}, unk_token="<unk>"))
+>>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+>>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+>>> tiny = LlamaConfig(vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+...                    max_position_embeddings=32, bos_token_id=None, eos_token_id=1)
+>>> generator = CausalLM(LlamaForCausalLM(tiny), tokenizer, max_new_tokens=4)
+>>> generator.logprobs(["Paris or Rome ?"] * 2, ["Paris", "Rome"], group=2).shape
+torch.Size([2])
+>>> generator.generate(["Paris or Rome ?"]) == ["".join(generator.stream("Paris or Rome ?"))]
+True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fedrag.errors import BudgetError, ConfigError, InputError, StoreError
+from fedrag.generators.decoding import cut, greedy, stops, visible
+from fedrag.generators.loading import Loaded, load_model, save_model
+from fedrag.generators.network import Network
+from fedrag.generators.scoring import Pair, score
+from fedrag.generators.tokens import PromptTokenizer
+from fedrag.ops.fingerprint import Fingerprint
+
+_SETTINGS = "fedrag_generator.json"
+_FORMAT = 1
+
+
+class CausalLM(nn.Module):
+    """Generate from, and score with, a causal language model. `Generator`, `Scorer` and `Streamer` in one.
+
+    `model`: a name, a path, or a model of transformers or peft, with its `tokenizer` (found by itself for a name or
+    path). `lora`: the rank of new adapters, or their `LoraConfig`. `quantization`: a configuration of transformers,
+    for weights that are read. `chat=None`: the chat template is used when the tokenizer has one. `stop`: strings that
+    end an answer. `max_length=None`: as many tokens as the model has positions, prompt and answer together.
+    `batch_tokens`: tokens in one forward pass, padding included.
+
+    The model stays in evaluation mode until somebody calls `train()`. Raises `ConfigError` for settings that do not
+    go together, `MissingExtraError` for a quantisation whose library is absent.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        lora: int | LoraConfig | None = None,
+        quantization: Any = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | None = None,
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        chat: bool | None = None,
+        max_length: int | None = None,
+        batch_tokens: int = 16384,
+    ) -> None:
+        super().__init__()
+        loaded = load_model(model, lora=lora, quantization=quantization, dtype=dtype, device=device)
+        self.model: Any = loaded.model
+        self._source = loaded.source
+        self._quantization = quantization
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self.tokens = PromptTokenizer(tokenizer or _tokenizer_of(model, base), chat=chat)
+        self.max_length = _positions(base, self.tokens.tokenizer) if max_length is None else max_length
+        self.max_new_tokens = max_new_tokens
+        self.stop = _strings("stop", stop)
+        self.batch_tokens = batch_tokens
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("max_length", self.max_length),
+            ("batch_tokens", batch_tokens),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name}={value}: it must be at least 1")
+        self._network = Network(base)
+        self._weights = Fingerprint(self.model)
+        self._ends = frozenset((self.tokens.eos_id, *_ends(base)))
+        self._tunable = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.tokens.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its token ids."""
+        return self._network.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides a score: weights, active adapters, architecture, tokenizer, chat frame."""
+        base: Any = self._network.model
+        unrelated = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
+        config = {key: value for key, value in base.config.to_dict().items() if key not in unrelated}
+        adapters: list[Any] = []
+        if isinstance(self.model, PeftModel):
+            active = self.model.active_adapters
+            adapters = [[name, str(getattr(self.model.peft_config[name], "lora_alpha", ""))] for name in active]
+        parts = [self._weights(), self.tokens.fingerprint, config, adapters]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def tunable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that training may move, by name: those that took a gradient when this was made."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name] for name in self._tunable}
+
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
+    ) -> list[str]:
+        """Return one greedy continuation per prompt, cut before the first stop string, without outer white space.
+
+        Raises `BudgetError` for a prompt that leaves no room for `max_new_tokens`.
+        """
+        steps, ending = self._plan(max_new_tokens, stop)
+        ids = [self._fitting(prompt, steps) for prompt in _strings("prompts", prompts)]
+        texts = [""] * len(ids)
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
+        while order:
+            rows = order[: max(1, self.batch_tokens // (len(ids[order[0]]) + steps))]
+            order = order[len(rows) :]
+            *_, written = self._greedy([ids[row] for row in rows], steps, ending)
+            for row, answer in zip(rows, written, strict=True):
+                texts[row] = cut(self.tokens.decode(answer), ending)
+        return texts
+
+    def stream(
+        self, prompt: str, *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
+    ) -> Iterator[str]:
+        """Return an iterator over the pieces of what `generate` returns; closing it ends the generation."""
+        steps, ending = self._plan(max_new_tokens, stop)
+        return self._pieces(self._fitting(prompt, steps), steps, ending)
+
+    def logprobs(self, prompts: Sequence[str], targets: Sequence[str], *, group: int = 1) -> Tensor:
+        """Return `[n]` sums of log p(target, end token | prompt), float32, differentiable in the current grad mode.
+
+        `group` consecutive prompts belong to one query: without gradient, what they have in common at their start is
+        computed once. Raises `BudgetError` for a pair longer than `max_length`.
+        """
+        prompts, targets = _strings("prompts", prompts), _strings("targets", targets)
+        if len(prompts) != len(targets) or group < 1 or len(prompts) % group:
+            raise InputError(
+                f"got {len(prompts)} prompts, {len(targets)} targets and group={group}: "
+                "give one target per prompt, and a number of prompts that is a multiple of group"
+            )
+        pairs: list[Pair] = []
+        for prompt, target in zip(prompts, targets, strict=True):
+            ids = self.target_ids(target)
+            pairs.append(Pair(self._fitting(prompt, len(ids)), ids))
+        return score(self._network, pairs, group=group, pad=self.tokens.pad_id, batch_tokens=self.batch_tokens)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, with its chat frame; control tokens in its text have become plain text."""
+        return self.tokens.prompt_ids(prompt)
+
+    def target_ids(self, target: str) -> list[int]:
+        """Return the ids of an answer that follows a prompt, its end token included."""
+        return self.tokens.target_ids(target)
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return self.tokens.count(text)
+
+    def cut(self, text: str, tokens: int) -> str:
+        """Return the longest prefix of a text that ends with a token and has at most `tokens` of them."""
+        return self.tokens.cut(text, tokens)
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that transformers (peft, for adapters) loads without fedrag, and `CausalLM.load` with it."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(Loaded(self.model, self._source), folder)
+        self.tokenizer.save_pretrained(folder)
+        settings = {
+            "format": _FORMAT,
+            "max_new_tokens": self.max_new_tokens,
+            "stop": list(self.stop),
+            "chat": self.tokens.chat,
+            "max_length": self.max_length,
+            "batch_tokens": self.batch_tokens,
+            "tunable": bool(self._tunable),
+            "quantization": None if self._quantization is None else self._quantization.to_dict(),
+        }
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None) -> CausalLM:
+        """Read what `save` wrote. Raises `StoreError` for a folder that is something else, or of a newer format."""
+        folder = Path(path)
+        try:
+            settings: dict[str, Any] = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{folder} holds no {_SETTINGS}: load a model of another kind with CausalLM({str(path)!r})"
+            ) from None
+        if settings.pop("format") != _FORMAT:
+            raise StoreError(f"{folder / _SETTINGS} is of a newer format than {_FORMAT}: update fedrag")
+        tunable = settings.pop("tunable")
+        if settings["quantization"] is not None:
+            from transformers.quantizers.auto import AutoQuantizationConfig
+
+            settings["quantization"] = AutoQuantizationConfig.from_dict(settings["quantization"])
+        generator = cls(folder, device=device, **settings)
+        if not tunable:
+            generator.model.requires_grad_(False)
+            generator._tunable = ()
+        return generator
+
+    def _plan(self, max_new_tokens: int | None, stop: Sequence[str] | None) -> tuple[int, tuple[str, ...]]:
+        steps = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if steps < 1:
+            raise InputError(f"max_new_tokens={steps}: it must be at least 1")
+        return steps, self.stop if stop is None else _strings("stop", stop)
+
+    def _fitting(self, prompt: str, reserve: int) -> list[int]:
+        ids = self.prompt_ids(prompt)
+        if len(ids) + reserve > self.max_length:
+            raise BudgetError(
+                f"the prompt has {len(ids)} tokens and the answer {reserve}: together more than max_length="
+                f"{self.max_length}; shorten the documents (Prompt.fit does), or lower max_new_tokens"
+            )
+        return ids
+
+    def _greedy(self, ids: list[list[int]], steps: int, stop: tuple[str, ...]) -> Iterator[list[list[int]]]:
+        def halt(written: Sequence[int]) -> bool:
+            return bool(stop) and stops(self.tokens.decode(written), stop)
+
+        return greedy(self._network, ids, steps=steps, ends=self._ends, pad=self.tokens.pad_id, halt=halt)
+
+    def _pieces(self, ids: list[int], steps: int, stop: tuple[str, ...]) -> Iterator[str]:
+        shown, text = "", ""
+        for (written,) in self._greedy([ids], steps, stop):
+            text = self.tokens.decode(written)
+            seen = visible(text, stop)
+            if len(seen) > len(shown):
+                yield seen[len(shown) :]
+                shown = seen
+        if rest := cut(text, stop)[len(shown) :]:
+            yield rest
+
+
+def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise InputError(f"{name} takes a sequence of strings, got the string {values!r}: wrap it in a list")
+    if name == "stop" and "" in values:
+        raise InputError("stop holds an empty string, which would end every answer at once: leave it out")
+    return tuple(values)
+
+
+def _tokenizer_of(model: str | Path | PreTrainedModel | PeftModel, base: Any) -> PreTrainedTokenizerBase:
+    name = str(model) if isinstance(model, str | Path) else str(base.config._name_or_path)
+    if not name:
+        raise ConfigError("the model is an object that names no source: pass its tokenizer as the second argument")
+    if isinstance(model, Path | str) and Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
+        name = str(base.config._name_or_path)  # an adapter's folder may hold no tokenizer: its base has one
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _positions(base: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    config = base.config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    if tokenizer.model_max_length < 10**9:
+        return int(tokenizer.model_max_length)
+    raise ConfigError(f"{type(base).__name__} names no number of positions: pass max_length")
+
+
+def _ends(base: Any) -> list[int]:
+    ends = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
