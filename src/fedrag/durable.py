@@ -7,14 +7,24 @@ A folder holds numbered versions and a pointer file, `CURRENT`, which names the 
 
 `publish` writes the next version beside the current one, makes every file durable, and then replaces the
 pointer, which POSIX promises to do atomically. Whatever a crash leaves behind is removed by the next `publish`.
+Two processes that publish at the same time take turns; the later one's version stays.
+
+>>> import tempfile
+>>> folder = Path(tempfile.mkdtemp()) / "notes"
+>>> for text in ("first", "second"):
+...     version = publish(folder, lambda version: replace_text(version / "note.txt", text))
+>>> (current(folder) / "note.txt").read_text()
+'second'
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedrag.errors import StoreError
@@ -25,13 +35,12 @@ _VERSION = re.compile(r"v(\d{6,})")
 
 def current(folder: Path) -> Path:
     """Return the folder of the version in use. Raises `StoreError` when there is none."""
-    pointer = folder / _POINTER
-    try:
-        name = pointer.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise StoreError(f"{folder} holds nothing saved by fedrag: there is no {_POINTER} file in it; check the path") from None
-    if not _VERSION.fullmatch(name) or not (folder / name).is_dir():
-        raise StoreError(f"{pointer} names {name!r}, which is not a version in {folder}; restore the folder from a copy")
+    name = _named(folder)
+    while not (folder / name).is_dir():
+        again = _named(folder)
+        if again == name:
+            raise StoreError(f"{folder / _POINTER} names {name!r}, which is not there; restore the folder from a copy")
+        name = again  # another process published meanwhile and removed the version that was current
     return folder / name
 
 
@@ -46,47 +55,91 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     When `write` raises, or the process dies at any point, the version that was current stays so.
     A folder that holds other people's files is refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    foreign = [entry.name for entry in folder.iterdir() if not _ours(entry.name)]
-    if foreign and not exists(folder):
-        raise StoreError(f"{folder} is not empty and was not written by fedrag (it holds {foreign[0]!r}); choose another folder")
-    live = current(folder).name if exists(folder) else ""
-    number = 1 + max((int(m[1]) for entry in folder.iterdir() if (m := _VERSION.fullmatch(entry.name))), default=0)
-    version = folder / f"v{number:06d}"
-    version.mkdir()
-    try:
-        write(version)
-        for path in [*version.rglob("*"), version]:
-            _sync(path)
-        replace_text(folder / _POINTER, version.name)
-    except BaseException:
-        if not exists(folder) or current(folder) != version:
-            shutil.rmtree(version, ignore_errors=True)
-        raise
-    for entry in folder.iterdir():
-        if _VERSION.fullmatch(entry.name) and entry.name not in (version.name, live):
-            shutil.rmtree(entry, ignore_errors=True)
-    if live:
-        shutil.rmtree(folder / live, ignore_errors=True)
+    _make(folder)
+    with _alone(folder):
+        foreign = [entry.name for entry in folder.iterdir() if not _ours(entry.name)]
+        if foreign and not exists(folder):
+            raise StoreError(
+                f"{folder} is not empty and was not written by fedrag (it holds {foreign[0]!r}); choose another folder"
+            )
+        live = current(folder) if exists(folder) else None
+        number = 1 + max((int(m[1]) for entry in folder.iterdir() if (m := _VERSION.fullmatch(entry.name))), default=0)
+        version = folder / f"v{number:06d}"
+        version.mkdir()
+        try:
+            write(version)
+            # the entry of the version in its folder must be there before the pointer names it
+            for path in [*version.rglob("*"), version, folder]:
+                sync(path)
+            replace_text(folder / _POINTER, version.name)
+        except BaseException:
+            # once the pointer names it, the version stays, even if what comes after failed
+            if not exists(folder) or _named(folder) != version.name:
+                shutil.rmtree(version, ignore_errors=True)
+            raise
+        for entry in list(folder.iterdir()):
+            if _VERSION.fullmatch(entry.name) and entry not in (version, live):
+                shutil.rmtree(entry, ignore_errors=True)
+        if live is not None:
+            shutil.rmtree(live, ignore_errors=True)
     return version
 
 
 def replace_text(path: Path, text: str) -> None:
     """Put `text` into `path` so that a reader sees the old or the new content, whole."""
     aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, path)
-    _sync(path.parent)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def _ours(name: str) -> bool:
     return name in (_POINTER, _POINTER + ".new") or bool(_VERSION.fullmatch(name))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's list of entries, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _named(folder: Path) -> str:
+    pointer = folder / _POINTER
+    try:
+        name = pointer.read_bytes().decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder} holds nothing saved by fedrag: there is no {_POINTER} file in it; check the path"
+        ) from None
+    if not _VERSION.fullmatch(name):
+        raise StoreError(f"{pointer} holds {name[:40]!r}, not the name of a version; restore the folder from a copy")
+    return name
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parents durably."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; give the path of a folder, new or written by fedrag")
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process publishes into this folder. The lock ends with the process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
