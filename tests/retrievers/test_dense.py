@@ -1,0 +1,155 @@
+"""Dense retrieval: scores with gradient, freshness, resumable indexing."""
+
+import pytest
+import torch
+from tiny import tiny_sentence_transformer
+
+from fedrag.encoders.sentence import SentenceEncoder
+from fedrag.errors import InputError, StaleIndexError
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.stores.memory import MemoryStore
+from fedrag.types import Document
+
+DOCUMENTS = [Document(f"passage {n} about the river and key {n * 7}", id=f"d{n}") for n in range(40)]
+
+
+@pytest.fixture
+def retriever():
+    made = DenseRetriever(SentenceEncoder(tiny_sentence_transformer()), MemoryStore(), batch_size=4)
+    made.add(DOCUMENTS, progress=False)
+    return made
+
+
+def test_retrieval_is_the_encoder_and_a_sort(retriever):
+    queries = ["key 14", "the river"]
+    scores = retriever.encoder.encode_queries(queries) @ retriever.encoder.encode_documents(
+        [document.text for document in DOCUMENTS]
+    ).T
+    best = scores.topk(5)
+    found = retriever.retrieve(queries, 5)
+    assert [[hit.document.id for hit in row] for row in found] == [[f"d{i}" for i in row] for row in best.indices.tolist()]
+    torch.testing.assert_close(torch.tensor([[hit.score for hit in row] for row in found]), best.values.detach())
+
+
+def test_documents_keep_their_order_though_they_are_encoded_by_length(retriever):
+    assert [document.id for document in retriever.store.documents()] == [document.id for document in DOCUMENTS]
+
+
+def test_scores_equal_the_hits_and_carry_gradients(retriever):
+    queries = ["key 14", "the river"]
+    hits = retriever.retrieve(queries, 3)
+    rows = [[hit.document for hit in hits[0]], [hit.document for hit in hits[1]][:2]]
+    scores = retriever.scores(queries, rows)
+    assert scores.shape == (2, 3)
+    assert scores[1, 2] == -torch.inf
+    expected = [hit.score for hit in hits[0]] + [hit.score for hit in hits[1]][:2]
+    torch.testing.assert_close(scores[torch.isfinite(scores)].detach(), torch.tensor(expected))
+    scores[torch.isfinite(scores)].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in retriever.encoder.parameters())
+
+
+def test_a_frozen_document_side_takes_its_vectors_from_the_store(retriever):
+    retriever.encoder.untie()
+    retriever.encoder.parts()["document"].requires_grad_(False)
+    retriever.store.update_vectors(["d0"], torch.full((1, 32), 2.0))
+    scores = retriever.scores(["key"], [[DOCUMENTS[0]]])
+    torch.testing.assert_close(scores[0, 0], 2 * retriever.encoder.encode_queries(["key"]).sum())
+    elsewhere = Document("not in the store")
+    torch.testing.assert_close(
+        retriever.scores(["key"], [[elsewhere]])[0, 0],
+        (retriever.encoder.encode_queries(["key"]) * retriever.encoder.encode_documents([elsewhere.text])).sum(),
+    )
+
+
+def change(retriever):
+    with torch.no_grad():
+        for parameter in retriever.encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def test_a_changed_document_encoder_makes_the_index_stale_and_refresh_mends_it(retriever):
+    change(retriever)
+    with pytest.raises(StaleIndexError, match=r"retriever\.refresh\(\)"):
+        retriever.retrieve(["key"], 1)
+    with pytest.raises(StaleIndexError):
+        retriever.add([Document("new")], progress=False)
+    assert retriever.refresh(progress=False) == 40
+    assert retriever.refresh(progress=False) == 0
+    wanted = retriever.encoder.encode_documents([document.text for document in DOCUMENTS]).detach()
+    torch.testing.assert_close(retriever.store.vectors([document.id for document in DOCUMENTS]), wanted)
+
+
+def test_a_changed_query_tower_needs_no_refresh(retriever):
+    retriever.encoder.untie()
+    with torch.no_grad():
+        next(retriever.encoder.parts()["query"].parameters()).add_(0.1)
+    retriever.retrieve(["key"], 1)
+    assert retriever.refresh(progress=False) == 0
+
+
+class Interrupting(SentenceEncoder):
+    """Encodes some batches of documents, then is interrupted as by Ctrl-C."""
+
+    left = 10**9
+
+    def encode_documents(self, texts):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().encode_documents(texts)
+
+
+def test_indexing_and_refreshing_go_on_where_they_stopped():
+    encoder = Interrupting(tiny_sentence_transformer())
+    many = [Document(f"passage {n}", id=f"{n}") for n in range(200)]
+    retriever = DenseRetriever(encoder, MemoryStore(), batch_size=4)
+    encoder.left = 20  # one window of 16 batches is stored, the second is lost
+    with pytest.raises(KeyboardInterrupt):
+        retriever.add(many, progress=False)
+    assert len(retriever.store) == 64
+    encoder.left = 34  # just enough for the 136 that are missing
+    retriever.add(many, progress=False)
+    assert encoder.left == 0
+    assert len(retriever.store) == 200
+
+    encoder.left = 10**9
+    change(retriever)
+    encoder.left = 20
+    with pytest.raises(KeyboardInterrupt):
+        retriever.refresh(progress=False)
+    with pytest.raises(StaleIndexError):
+        retriever.retrieve(["x"], 1)
+    encoder.left = 34
+    assert retriever.refresh(progress=False) == 136
+    encoder.left = 1
+    wanted = encoder.encode_documents([document.text for document in many]).detach()
+    torch.testing.assert_close(retriever.store.vectors([document.id for document in many]), wanted)
+
+
+def test_adding_what_is_there_encodes_nothing_and_a_changed_text_replaces(retriever):
+    retriever.add([*DOCUMENTS, DOCUMENTS[0]], progress=False)
+    assert len(retriever.store) == 40
+    retriever.add([Document("a new text", id="d3")], progress=False)
+    assert retriever.store.get(["d3"])[0].text == "a new text"
+    torch.testing.assert_close(
+        retriever.store.vectors(["d3"]), retriever.encoder.encode_documents(["a new text"]).detach()
+    )
+
+
+def test_wrong_input_is_named(retriever):
+    with pytest.raises(InputError, match="no document"):
+        retriever.add([], progress=False)
+    with pytest.raises(InputError, match="'same'"):
+        retriever.add([Document("a", id="same"), Document("b", id="same")], progress=False)
+    with pytest.raises(InputError, match="one non-empty list"):
+        retriever.scores(["a", "b"], [[DOCUMENTS[0]], []])
+    assert retriever.retrieve([], 3) == []
+
+
+def test_dropout_does_not_reach_retrieval(retriever):
+    noisy = DenseRetriever(SentenceEncoder(tiny_sentence_transformer(dropout=0.5)), MemoryStore())
+    noisy.add(DOCUMENTS, progress=False)
+    noisy.encoder.train()
+    first = noisy.retrieve(["key 14"], 40)
+    assert first == noisy.retrieve(["key 14"], 40)
+    assert noisy.encoder.training
