@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 from transformers import TrainingArguments
 
@@ -37,7 +39,11 @@ def _trainer(rag: RAGSystem, stage: Stage, train: list[Example], recipe: Recipe)
     objective: Objective = OBJECTIVES[stage.objective](rag, **stage.settings)
     args = None
     if stage.training:
-        settings = {"output_dir": str(recipe.save_to) + ".checkpoints", "report_to": "none", **stage.training}
+        settings: dict[str, Any] = {
+            "output_dir": str(recipe.save_to) + ".checkpoints",
+            "report_to": "none",
+            **stage.training,
+        }
         try:
             args = TrainingArguments(**settings)
         except (TypeError, ValueError) as error:

@@ -79,6 +79,7 @@ class RAGTrainer(Trainer):
     ) -> None:
         args = args or _default_arguments(objective)
         _check(objective, train_dataset, args, learning_rates or {}, refresh)
+        args.dataloader_pin_memory = False  # examples are no tensors: there is nothing to pin
         self.objective = objective
         self.learning_rates = dict(learning_rates or {})
         self.evaluator = evaluator or _report
@@ -104,7 +105,12 @@ class RAGTrainer(Trainer):
         )
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *, final: bool = True, **kwargs: Any
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        *,
+        final: bool = True,
     ) -> TrainOutput:
         """Train; return the Trainer's own output. `resume_from_checkpoint` takes a folder, or `True` for the last one.
 
@@ -116,7 +122,7 @@ class RAGTrainer(Trainer):
         self.objective.candidates = self.candidates
         try:
             with only_training(self.objective.trainable().values(), everything.values()):
-                output = cast(TrainOutput, super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs))
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.objective.candidates = self.objective.find
             self.objective.eval()
@@ -190,7 +196,7 @@ class RAGTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimiser, each component's parameters with the learning rate that is its own."""
-        optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
+        optimizer = super().create_optimizer(model)
         place = {id(p): name.split("/")[0] for name, p in self.objective.trainable().items()}
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
@@ -315,5 +321,5 @@ def _check(
     unknown = set(rates) - components
     if unknown:
         raise ConfigError(f"learning_rates names {sorted(unknown)}, the objective trains {sorted(components)}")
-    if refresh not in ("never", "epoch") and not (isinstance(refresh, int) and refresh > 0):
+    if refresh not in ("never", "epoch") and (isinstance(refresh, str) or refresh < 1):
         raise ConfigError(f"refresh is 'never', 'epoch' or a number of steps above 0, got {refresh!r}")
