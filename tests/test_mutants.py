@@ -34,41 +34,40 @@ def run(root: Path, *mutants: dict[str, str], options: tuple[str, ...] = ()) -> 
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_killed_mutant_is_counted(tmp_path: Path) -> None:
-    status, output = run(tmp_path, KILLED)
+def test_a_killed_mutant_is_success_and_the_others_are_not_tried(tmp_path: Path) -> None:
+    status, output = run(tmp_path, KILLED, SURVIVOR, options=("--only", "minus"))
     assert "1 mutants: 1 killed, 0 survived, 0 errors" in output
     assert status == 0
 
 
-def test_a_survivor_is_reported(tmp_path: Path) -> None:
-    status, output = run(tmp_path, KILLED, SURVIVOR)
-    assert "survived  triple" in output
-    assert "2 mutants: 1 killed, 1 survived, 0 errors" in output
+ROTTEN = {
+    "no such text": ({"old": "a // b"}, "the old text occurs 0 times in src/calc/__init__.py, wanted once"),
+    "text there twice": ({"old": "return a"}, "the old text occurs 2 times in src/calc/__init__.py, wanted once"),
+    "no such file": ({"file": "src/calc/gone.py"}, "src/calc/gone.py is no file below src/"),
+    "not a source": ({"file": "tests/test_calc.py"}, "tests/test_calc.py is no file below src/"),
+    "test red before": ({"test": "tests/test_calc.py::test_red"}, "is red without the mutant"),
+    "no such test": ({"test": "tests/test_calc.py::test_gone"}, "is red without the mutant"),
+    "does not compile": ({"new": "a +"}, "test_add did not run"),
+}
+
+
+def test_survivors_and_rotten_entries_are_reported_each_for_what_it_is(tmp_path: Path) -> None:
+    rotten = [KILLED | change | {"name": name} for name, (change, _) in ROTTEN.items()]
+    status, output = run(tmp_path, KILLED, SURVIVOR, *rotten)
+    lines = {line[10:26].strip(): line for line in output.splitlines()}
+    assert lines["minus"].startswith("killed")
+    assert lines["triple"].startswith("survived")
+    assert "test_lazy stays green" in lines["triple"]
+    for name, (_, complaint) in ROTTEN.items():
+        assert lines[name].startswith("error")
+        assert complaint in lines[name]
+    assert "9 mutants: 1 killed, 1 survived, 7 errors" in output
     assert status == 1
 
 
-def test_only_the_named_mutant_is_tried(tmp_path: Path) -> None:
-    status, output = run(tmp_path, KILLED, SURVIVOR, options=("--only", "minus"))
-    assert "1 mutants: 1 killed" in output
-    assert status == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"old": "a // b"}, "the old text occurs 0 times in src/calc/__init__.py, wanted once"),
-        ({"old": "return a"}, "the old text occurs 2 times"),
-        ({"file": "src/calc/gone.py"}, "is no file below src/"),
-        ({"file": "tests/test_calc.py"}, "is no file below src/"),
-        ({"test": "tests/test_calc.py::test_red"}, "is red without the mutant"),
-        ({"test": "tests/test_calc.py::test_gone"}, "is red without the mutant"),
-        ({"new": "a +"}, "did not run"),
-    ],
-)
-def test_a_rotten_entry_is_an_error(tmp_path: Path, change: dict[str, str], complaint: str) -> None:
-    status, output = run(tmp_path, KILLED | change)
-    assert "error     minus" in output
-    assert complaint in output
+def test_a_survivor_alone_is_a_failure(tmp_path: Path) -> None:
+    status, output = run(tmp_path, SURVIVOR)
+    assert "1 mutants: 0 killed, 1 survived, 0 errors" in output
     assert status == 1
 
 
