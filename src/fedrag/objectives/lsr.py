@@ -83,7 +83,7 @@ class LSR(Objective):
         self.normalisation = normalisation
         self.teacher_temperature = teacher_temperature or _TEACHER_TEMPERATURE[normalisation]
         self.divergence = forward_kl if direction == "forward" else reverse_kl
-        self.teacher = rag.generator
+        self.teacher = (rag.generator,)  # in a tuple: as a submodule it would be put into training mode
         self.scorer = CachedScorer(rag.generator)
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
@@ -109,7 +109,8 @@ class LSR(Objective):
     def teacher_scores(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> Tensor:
         """log p(answer, EOS | question, document), normalised: `[n, k]`, `-inf` where a query has fewer than k."""
         answers = [example.answers[0] if example.answers else "" for example in batch]
-        lengths = [len(self.teacher.target_ids(answer)) for answer in answers]
+        (teacher,) = self.teacher
+        lengths = [len(teacher.target_ids(answer)) for answer in answers]
         prompts = [
             self.rag.prompt_for(example.question, [document], answer_tokens=tokens)
             for example, row, tokens in zip(batch, documents, lengths, strict=True)

@@ -1,0 +1,124 @@
+"""Law 1: gradients reach every trainable parameter of every objective and no frozen one; weights move; loss falls;
+a frozen teacher says the same in step 1 and step 100, dropout or not."""
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from systems import EXAMPLES, arguments, tiny_system
+
+from fedrag import LSR, RALT, Contrastive, RAGTrainer, SentenceLoss
+
+MAKERS = {
+    "contrastive": lambda rag: Contrastive(rag),
+    "contrastive-query": lambda rag: Contrastive(rag, train="query"),
+    "contrastive-cached": lambda rag: Contrastive(rag, chunk=2),
+    "lsr": lambda rag: LSR(rag, k=4),
+    "lsr-both": lambda rag: LSR(rag, k=4, train="both"),
+    "lsr-reverse-mean": lambda rag: LSR(rag, k=4, direction="reverse", normalisation="mean"),
+    "ralt": lambda rag: RALT(rag),
+    "ralt-rows": lambda rag: RALT(rag, documents_per_row=1),
+    "sentence-loss": lambda rag: SentenceLoss(rag, MultipleNegativesRankingLoss),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def name(request):
+    return request.param
+
+
+def snapshot(rag):
+    return {place: parameter.detach().clone() for place, parameter in rag.named_parameters().items()}
+
+
+@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+def test_training_moves_what_is_declared_and_nothing_else(name, lora, tmp_path):
+    rag = tiny_system(kind="bert", lora=lora)
+    objective = MAKERS[name](rag)
+    declared = set(objective.trainable())
+    before, flags = snapshot(rag), {n: p.requires_grad for n, p in rag.named_parameters().items()}
+    reached: dict[str, bool] = {}
+    for place, parameter in rag.named_parameters().items():
+        parameter.register_hook(lambda g, place=place: reached.__setitem__(place, bool(g.abs().sum() > 0))) if (
+            parameter.requires_grad
+        ) else None
+    RAGTrainer(objective, train_dataset=EXAMPLES, args=arguments(tmp_path, max_steps=6, weight_decay=0.0)).train()
+    after = snapshot(rag)
+    moved = {place for place in before if not torch.equal(before[place], after[place])}
+    assert moved == declared
+    assert {place for place, yes in reached.items() if yes} == declared
+    assert {n: p.requires_grad for n, p in rag.named_parameters().items()} == flags
+    assert not any(module.training for part in rag.parts().values() for module in part.modules())
+
+
+def test_the_loss_falls(name, tmp_path):
+    rag = tiny_system(kind="bert")
+    objective = MAKERS[name](rag)
+    args = arguments(tmp_path, max_steps=40, per_device_train_batch_size=8, learning_rate=5e-3)
+    trainer = RAGTrainer(objective, train_dataset=EXAMPLES, eval_dataset=EXAMPLES, args=args, refresh="never")
+    objective.candidates = trainer.candidates
+    trainer.refresh_candidates()
+    fixed = list(EXAMPLES)
+
+    def loss():
+        objective.eval()
+        with torch.no_grad():
+            return float(objective(fixed)["loss"])
+
+    before = loss()
+    trainer.train()
+    objective.candidates = trainer.candidates  # the same documents as before
+    assert loss() < 0.9 * before
+
+
+def test_lsr_makes_the_retriever_rank_what_helps_the_generator(tmp_path):
+    """Learning end to end: the passage that makes the answer likeliest rises to the top, held-in questions."""
+    rag = tiny_system(kind="bert")
+    objective = LSR(rag, k=24, temperature=0.1)
+    batch = EXAMPLES[:12]
+
+    def agreement():
+        documents = objective.find(batch)
+        taught = objective.teacher_scores(batch, documents)
+        return float((taught.argmax(-1) == 0).float().mean())  # hits are best first
+
+    before = agreement()
+    RAGTrainer(objective, train_dataset=batch, args=arguments(tmp_path, max_steps=150, learning_rate=1e-2)).train()
+    assert before < 0.4
+    assert agreement() > before + 0.3
+
+
+def test_a_frozen_teacher_says_the_same_in_step_1_and_step_100(tmp_path):
+    rag = tiny_system(kind="bert", dropout=0.5)
+    objective = LSR(rag, k=3)
+    documents = objective.find(EXAMPLES[:4])
+
+    def teacher():
+        prompts = [
+            rag.prompt_for(example.question, [document])
+            for example, row in zip(EXAMPLES[:4], documents, strict=True)
+            for document in row
+        ]
+        return rag.generator.logprobs(prompts, [e.answers[0] for e in EXAMPLES[:4] for _ in range(3)])
+
+    seen = []
+
+    class Watched(LSR):
+        def loss(self, batch):
+            with torch.no_grad():
+                seen.append(teacher())
+            return super().loss(batch)
+
+    objective = Watched(rag, k=3)
+    RAGTrainer(objective, train_dataset=EXAMPLES, args=arguments(tmp_path, max_steps=100)).train()
+    assert len(seen) == 100
+    assert torch.equal(seen[0], seen[-1])
+
+
+def test_the_trained_part_does_feel_dropout(tmp_path):
+    """The other side of the coin: an objective that trained in evaluation mode would silently lose regularisation."""
+    rag = tiny_system(kind="bert", dropout=0.5)
+    objective = Contrastive(rag)
+    objective.train()
+    assert objective(EXAMPLES[:4])["loss"] != objective(EXAMPLES[:4])["loss"]
+    objective.eval()
+    assert objective(EXAMPLES[:4])["loss"] == objective(EXAMPLES[:4])["loss"]
