@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -80,8 +80,8 @@ class PromptTokenizer:
         description = json.loads(backend.to_str())
         description["truncation"] = description["padding"] = None
         self._backend = Tokenizer.from_str(json.dumps(description))
-        kept = [token for token in description["added_tokens"] if token["id"] not in controls]
-        self._plain = Tokenizer.from_str(json.dumps({**description, "added_tokens": kept}))
+        unmatched = list(_without_controls(description["added_tokens"], set(controls), backend))
+        self._plain = Tokenizer.from_str(json.dumps({**description, "added_tokens": unmatched}))
         self._plain.add_special_tokens([AddedToken(_INSIDE, normalized=False)])
         self._inside_id = self._plain.token_to_id(_INSIDE)
 
@@ -113,9 +113,9 @@ class PromptTokenizer:
 
     def cut(self, text: str, tokens: int) -> str:
         """Return the longest prefix of `text` that ends at the end of a token and has at most `tokens` tokens."""
-        ends = [end for _, end in self._plain.encode(text, add_special_tokens=False).offsets]
-        if len(ends) <= tokens and self.count(text) <= tokens:
+        if self.count(text) <= tokens:
             return text
+        ends = [end for _, end in self._plain.encode(text, add_special_tokens=False).offsets]
         for end in sorted(set(ends[: max(tokens, 0)]), reverse=True):
             if self.count(text[:end]) <= tokens:  # the tokens of a prefix may be others than the first ones of the text
                 return text[:end]
@@ -172,6 +172,16 @@ class PromptTokenizer:
             self._trail = tail[:at].rstrip() if self._controls[after[0]].lstrip else tail[:at]
         else:
             self._trail = tail
+
+
+def _without_controls(added: list[dict[str, Any]], controls: set[int], backend: Tokenizer) -> Iterator[dict[str, Any]]:
+    # Reading gives ids to the tokens outside the model's vocabulary in their order, so those keep their places under
+    # names that no text has; those inside it can go.
+    for token in added:
+        if token["id"] not in controls:
+            yield token
+        elif backend.model.token_to_id(token["content"]) is None:
+            yield {**token, "content": f"\ue000{token['id']}\ue000"}
 
 
 def _is_control(token: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
