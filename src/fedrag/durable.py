@@ -23,7 +23,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def _make(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Generator[None]:
     """Wait until no other process publishes into this folder. The lock ends with the process, however it ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -102,9 +102,9 @@ def _comparison(where: Where) -> Predicate:
             case "!=":
                 return not _same(found, value)
             case "in":
-                return any(_same(found, one) for one in value)
+                return _among(found, value)
             case "not in":
-                return not any(_same(found, one) for one in value)
+                return not _among(found, value)
             case _:
                 return _ordered(found, value) and _ORDER[name](found, value)
 
@@ -119,7 +119,10 @@ def _checked(name: str, value: Any) -> Any:
     elif name in ("in", "not in"):
         if not isinstance(value, (list, tuple, set, frozenset)):
             raise InputError(f"the operator {name!r} takes a list as its value, got {reprlib.repr(value)}")
-        return tuple(cast(Sequence[Any], value))
+        members = cast(Sequence[Any], value)
+        # strings, of which long lists are made, are looked up; the others, which may be lists, are compared
+        strings = frozenset(one for one in members if isinstance(one, str))
+        return strings, [one for one in members if not isinstance(one, str)]
     elif name in _ORDER:
         if not isinstance(value, (int, float, str)) or isinstance(value, bool):
             raise InputError(
@@ -145,6 +148,11 @@ def _lookup(metadata: Mapping[str, Any], field: str) -> Any:
 def _same(found: Any, value: Any) -> bool:
     """Equality as in JSON: Python's, except that True is not 1."""
     return isinstance(found, bool) == isinstance(value, bool) and found == value
+
+
+def _among(found: Any, members: tuple[frozenset[str], list[Any]]) -> bool:
+    strings, others = members
+    return found in strings if isinstance(found, str) else any(_same(found, one) for one in others)
 
 
 def _ordered(found: Any, value: Any) -> bool:

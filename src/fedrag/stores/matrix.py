@@ -11,8 +11,8 @@ vectors have equal scores.
 >>> import torch
 >>> matrix = Matrix("float32", width=2)
 >>> matrix.write(0, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
->>> [(rows.tolist(), scores.tolist()) for rows, scores in matrix.nearest(torch.tensor([[0.0, 2.0]]), 2, rows=3)]
-[([1, 2], [2.0, 1.600000023841858])]
+>>> [sorted(found) for found in matrix.nearest(torch.tensor([[0.0, 2.0]]), 2, rows=3)]
+[[(1, 2.0), (2, 1.600000023841858)]]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.d
 
 _GROUP = 64  # columns whose maximum is taken first, so that top-k sorts 64 times fewer values
 _SPARE = 16  # candidates beyond k, which nearly always cover the rounding error of the float32 product
-_SCORES = 8_000_000  # scores held at a time: 32 MB
+_HELD = 8_000_000  # numbers held at a time: 32 MB in float32
 _BLOCK = 8192  # rows converted at a time
 _LONGEST = 1e18  # norms up to here cannot overflow a float32 inner product
 
@@ -105,29 +105,37 @@ class Matrix:
 
     def nearest(
         self, queries: Tensor, k: int, *, rows: int, keep: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, per row of `[n, d]` queries, candidate rows and their float32 scores: at least the k best.
+    ) -> Iterator[list[tuple[int, float]]]:
+        """Yield, per row of `[n, d]` queries, candidate rows with their scores: at least the k best.
 
-        Only the first `rows` rows count, and of these only where `keep`, a boolean `[rows]`, is true; k is at most
-        the number of these. Candidates come in no particular order, all that tie with the k-th among them.
+        Only the first `rows` rows count, and of these only where `keep`, booleans `[rows]`, is true; k is at most the
+        number of these. Candidates come in no particular order, all that tie with the k-th among them.
         """
-        for block in queries.split(max(1, _SCORES // rows)):
-            scores = self._products(block, rows)  # [n, m], padded to whole groups with -inf
+        width = min(k + _SPARE, rows)
+        for block in queries.split(max(1, min(_HELD // rows, _HELD // (width * self.width)))):
+            products = self._products(block, rows)  # [n, m], padded to whole groups with -inf
             if keep is not None:
-                scores[:, :rows].masked_fill_(~keep, -torch.inf)
-            values, places = _top(scores, min(k + _SPARE, rows))  # [n, k + spare]
+                products[:, :rows].masked_fill_(~keep, -torch.inf)
+            values, places = _top(products, width)  # [n, k + spare]
             # twice the worst rounding error of a d-term float32 product, underflow and the last rounding included
             error = torch.linalg.vector_norm(block, dim=1) * self.longest * 2.0**-22 + 2.0**-125  # [n]
             floors = values[:, k - 1] - error * (self.width + 2)
-            covered = (values[:, -1] < floors).tolist()
-            for i, (query, found, floor) in enumerate(zip(block, places, floors, strict=True)):
-                enough = covered[i] or values.shape[1] == rows
-                candidates = found[values[i] >= floor] if enough else (scores[i, :rows] >= floor).nonzero()[:, 0]
-                yield candidates, self._scores(query, candidates)
+            inside = values >= floors[:, None]  # [n, k + spare]
+            scores = self._scores(block, places.clamp_(max=rows - 1))  # padding is never inside
+            # when even the last candidate may tie with the k-th, others behind it may, too
+            complete = [width == rows or not last for last in inside[:, -1].tolist()]
+            for i, found in enumerate(zip(places.tolist(), scores.tolist(), inside.tolist(), strict=True)):
+                if complete[i]:
+                    yield [(row, score) for row, score, near in zip(*found, strict=True) if near]
+                else:
+                    near = (products[i, :rows] >= floors[i]).nonzero()[:, 0]
+                    exact = [self._scores(block[i : i + 1], part[None])[0] for part in near.split(_BLOCK)]
+                    yield list(zip(near.tolist(), torch.cat(exact).tolist(), strict=True))
 
-    def _scores(self, query: Tensor, rows: Tensor) -> Tensor:
-        exact = [(self.take(part).double() * query.double()).sum(1) for part in rows.split(_BLOCK)]
-        return torch.cat(exact).float()  # [n]
+    def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Return the float32 scores `[n, k]` of `[n, d]` queries and their own `[n, k]` rows."""
+        vectors = self.take(rows.flatten()).double().view(*rows.shape, self.width)  # [n, k, d]
+        return vectors.mul_(queries.double()[:, None]).sum(-1).float()
 
     def _products(self, queries: Tensor, rows: int) -> Tensor:
         whole = -(-rows // _GROUP) * _GROUP

@@ -123,7 +123,7 @@ class MemoryStore:
             if not k or not len(queries) or self._matrix is None:
                 return [[] for _ in queries]
             found = self._matrix.nearest(queries, k, rows=self._table.rows, keep=keep)
-            return [self._hits(rows.tolist(), scores.tolist(), k) for rows, scores in found]
+            return [self._hits(candidates, k) for candidates in found]
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents of these ids, in order. An unknown id is an `InputError`."""
@@ -212,12 +212,11 @@ class MemoryStore:
                 raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
         return torch.tensor([self._row[id] for id in ids], dtype=torch.int64, device="cpu")
 
-    def _hits(self, rows: list[int], scores: list[float], k: int) -> list[Hit]:
-        if len(set(scores)) < len(scores):
-            best = sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], self._table.id(pair[0])))
-        else:
-            best = sorted(zip(rows, scores, strict=True), key=lambda pair: -pair[1])
-        return [Hit(self._table.document(row), score) for row, score in best[:k]]
+    def _hits(self, candidates: list[tuple[int, float]], k: int) -> list[Hit]:
+        if len({score for _, score in candidates}) < len(candidates):
+            candidates.sort(key=lambda found: self._table.id(found[0]))
+        candidates.sort(key=lambda found: -found[1])
+        return [Hit(self._table.document(row), score) for row, score in candidates[:k]]
 
     def _clear_dead(self, *, all_of_them: bool = False) -> None:
         """Drop the dead rows when they are many beside the living; this copies the matrix."""

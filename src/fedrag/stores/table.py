@@ -18,6 +18,8 @@ import json
 import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,50 +43,75 @@ Batch = Any  # a pyarrow.RecordBatch: pyarrow ships no types
 _MERGED = 4096  # rows up to which small batches are merged
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One record batch. Making a column object anew for every document would take half the time of reading one."""
+
+    start: int
+    end: int
+    batch: Batch
+    columns: tuple[Any, Any, Any, Any]
+    has_media: bool
+
+    @classmethod
+    def of(cls, start: int, batch: Batch) -> _Part:
+        ids, texts, metadata, media = batch.columns
+        return cls(start, start + batch.num_rows, batch, (ids, texts, metadata, media), len(media.flatten()) > 0)
+
+
+_end = attrgetter("end")
+
+
 class Table:
     """Rows of documents, appended and read by number."""
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
-        self._parts: list[tuple[int, Batch]] = []  # (number of the row after the last one, rows)
+        self._parts: list[_Part] = []
         for batch in batches:
-            self._parts.append((self.rows + batch.num_rows, batch))
+            self._parts.append(_Part.of(self.rows, batch))
 
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return self._parts[-1][0] if self._parts else 0
+        return self._parts[-1].end if self._parts else 0
 
     def append(self, batch: Batch) -> None:
         """Add rows. Small batches are merged with the ones before, each row a few times at most."""
-        self._parts.append((self.rows + batch.num_rows, batch))
+        self._parts.append(_Part.of(self.rows, batch))
         while len(self._parts) > 1:
-            (_, before), (end, last) = self._parts[-2:]
+            before, last = (part.batch for part in self._parts[-2:])
             if before.num_rows > 2 * last.num_rows or before.num_rows + last.num_rows > _MERGED:
                 return
-            self._parts[-2:] = [(end, pa.concat_batches([before, last]))]
+            self._parts[-2:] = [_Part.of(self._parts[-2].start, pa.concat_batches([before, last]))]
 
     def document(self, row: int) -> Document:
         """Return the document of this row."""
-        end, batch = self._parts[bisect_right(self._parts, row, key=_end)]
-        at = row - end + batch.num_rows
-        id, text, metadata, media = (column[at].as_py() for column in batch.columns)
-        return Document(text, id, json.loads(metadata), tuple(Media(item["data"], item["mime"]) for item in media))
+        part = self._parts[bisect_right(self._parts, row, key=_end)]
+        ids, texts, metadata, media = part.columns
+        at = row - part.start
+        items = media[at].as_py() if part.has_media else ()
+        return Document(
+            texts[at].as_py(),
+            ids[at].as_py(),
+            json.loads(metadata[at].as_py()),
+            tuple(Media(item["data"], item["mime"]) for item in items),
+        )
 
     def id(self, row: int) -> str:
         """Return the id of this row."""
-        end, batch = self._parts[bisect_right(self._parts, row, key=_end)]
-        return batch.column(0)[row - end + batch.num_rows].as_py()
+        part = self._parts[bisect_right(self._parts, row, key=_end)]
+        return part.columns[0][row - part.start].as_py()
 
     def ids(self) -> list[str]:
         """Return the ids of all rows."""
-        return [id for _, batch in self._parts for id in batch.column(0).to_pylist()]
+        return [id for part in self._parts for id in part.columns[0].to_pylist()]
 
     def matching(self, keep: Predicate) -> npt.NDArray[np.bool_]:
         """Return, for every row, whether its metadata passes the test; equal metadata is tested once."""
         known: dict[str, bool] = {}
         verdicts = [np.zeros(0, np.bool_)]
-        for _, batch in self._parts:
-            coded: Any = batch.column(2).dictionary_encode()
+        for part in self._parts:
+            coded: Any = part.columns[2].dictionary_encode()
             values: list[str] = coded.dictionary.to_pylist()
             for value in values:
                 if value not in known:
@@ -94,12 +121,12 @@ class Table:
 
     def batches(self, keep: Tensor | None = None) -> Iterator[Batch]:
         """Yield the rows for which `keep`, booleans `[m]`, is true, as record batches; None keeps all."""
-        for end, batch in list(self._parts):
-            flags = None if keep is None else keep[end - batch.num_rows : end]
+        for part in list(self._parts):
+            flags = None if keep is None else keep[part.start : part.end]
             if flags is None or flags.all():
-                yield batch
+                yield part.batch
             elif flags.any():
-                yield batch.filter(pa.array(flags.numpy()))
+                yield part.batch.filter(pa.array(flags.numpy()))
 
 
 def encode(documents: Sequence[Document]) -> Batch:
@@ -149,7 +176,3 @@ def _encoded(metadata: dict[str, Any]) -> str | None:
         return text if json.loads(text) == metadata else None  # numbers as keys or tuples would come back changed
     except (TypeError, ValueError, RecursionError):
         return None
-
-
-def _end(part: tuple[int, Batch]) -> int:
-    return part[0]
