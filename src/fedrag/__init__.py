@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedrag.data import examples_from, documents_from, read_documents, read_examples, split
+    from fedrag.data import documents_from, examples_from, read_documents, read_examples, split
     from fedrag.encoders.sentence import SentenceEncoder
     from fedrag.errors import FedRAGError
     from fedrag.evaluation import Report, evaluate
@@ -56,7 +56,33 @@ _HOME = {
     "split": "data",
 }
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "BM25",
+    "LSR",
+    "RALT",
+    "Answer",
+    "CausalLM",
+    "Contrastive",
+    "DenseRetriever",
+    "Document",
+    "Example",
+    "FedRAGError",
+    "Hit",
+    "Media",
+    "MemoryStore",
+    "Prompt",
+    "RAGSystem",
+    "RAGTrainer",
+    "Report",
+    "SentenceEncoder",
+    "SentenceLoss",
+    "documents_from",
+    "evaluate",
+    "examples_from",
+    "read_documents",
+    "read_examples",
+    "split",
+]
 
 
 def __getattr__(name: str) -> Any:

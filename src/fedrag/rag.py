@@ -50,13 +50,13 @@ class RAGSystem:
 
     Args:
         retriever: finds documents for a question.
-        generator: answers a prompt.
+        generator: answers a prompt; `None` makes a system that only retrieves, to tune a retriever alone.
         top_k: documents in a prompt; 0 asks the generator alone (closed book).
         prompt: how question and documents become one text, the same when asking and when training.
     """
 
     def __init__(
-        self, *, retriever: Retriever, generator: Generator, top_k: int = 5, prompt: Prompt | None = None
+        self, *, retriever: Retriever, generator: Generator | None = None, top_k: int = 5, prompt: Prompt | None = None
     ) -> None:
         self.retriever = retriever
         self.generator = generator
@@ -83,6 +83,8 @@ class RAGSystem:
         """Answer many questions, in order; the same answers as one at a time, sooner."""
         if isinstance(questions, str):
             raise InputError(f"query_batch() takes a list of questions, got the string {questions!r}: use query()")
+        if self.generator is None:
+            raise InputError("this system has no generator, so it cannot answer; use retrieve(), or give it one")
         answers: list[Answer] = []
         with tqdm(total=len(questions), desc="answer", unit="q", disable=not progress) as bar:
             for start in range(0, len(questions), batch_size):

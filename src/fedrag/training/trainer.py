@@ -52,8 +52,8 @@ class RAGTrainer(Trainer):
         refresh: when the candidates are retrieved anew, with the encoder as it then is: "never" (once, at the
             start), every "epoch", or every so many steps. Where the document side is trained, its documents are
             embedded anew first, which costs one pass over the store.
-        evaluator: makes the report behind the task metrics; `None` asks the system when the examples have answers,
-            and measures retrieval alone when they have none.
+        evaluator: makes the report behind the task metrics; `None` asks the system when it has a generator and the
+            examples have answers, and measures retrieval alone otherwise.
         callbacks: further callbacks of transformers.
         optimizers: optimiser and schedule in place of those that `args` names.
 
@@ -280,7 +280,7 @@ def _as_batch(examples: list[Example]) -> dict[str, list[Example]]:
 
 
 def _report(rag: RAGSystem, examples: Sequence[Example]) -> Report:
-    if any(example.answers for example in examples):
+    if rag.generator is not None and any(example.answers for example in examples):
         return evaluate(rag, examples, progress=False)
     return evaluate_retriever(rag.retriever, examples, progress=False)
 
