@@ -1,0 +1,194 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from fedrag.errors import ConfigError, MissingExtraError, StoreError
+from fedrag.generators.causal import CausalLM
+from tiny import tiny_lfm2, tiny_llama, tiny_tokenizer
+
+PROMPTS, TARGETS = ["The capital of France is", "Who"], ["Paris", "Ada wrote"]
+
+
+def scores(lm: CausalLM) -> list[float]:
+    with torch.no_grad():
+        return lm.logprobs(PROMPTS, TARGETS).tolist()
+
+
+def step(lm: CausalLM) -> None:
+    """Move what is tunable, so that adapters are no longer the identity."""
+    optimizer = torch.optim.AdamW(lm.tunable().values(), lr=0.01, fused=True)
+    (-lm.logprobs(PROMPTS, TARGETS)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model as a user has it on disk."""
+    tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "hub")
+    tiny_tokenizer(chat=True).save_pretrained(tmp_path / "hub")
+    return tmp_path / "hub"
+
+
+def test_lora_trains_adapters_of_every_linear_layer_but_the_head(folder: Path):
+    lm = CausalLM(folder, lora=4)
+    assert isinstance(lm.model, PeftModel)
+    assert lm.model.active_peft_config.lora_alpha == 8
+    names = lm.tunable()
+    assert names
+    assert all("lora_" in name for name in names)
+    assert {name.split(".lora_")[0].split(".")[-1] for name in names} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    before = scores(lm)
+    step(lm)
+    assert scores(lm) != before
+    assert not any(p.requires_grad for n, p in lm.model.named_parameters() if n not in names)
+
+
+def test_a_lora_config_and_a_model_with_adapters_are_taken_as_they_are(folder: Path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert all("q_proj" in name for name in CausalLM(folder, lora=config).tunable())
+    adapted: Any = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    lm = CausalLM(adapted, tiny_tokenizer())
+    assert lm.model is adapted
+    assert all("v_proj" in name for name in lm.tunable())
+    with pytest.raises(ConfigError, match="lora=3"):
+        CausalLM(adapted, tiny_tokenizer(), lora=3)
+
+
+def test_prompt_learning_adapters_are_refused():
+    adapted: Any = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ConfigError, match="use LoRA"):
+        CausalLM(adapted, tiny_tokenizer())
+
+
+def test_a_whole_model_loads_without_fedrag_and_with_it(folder: Path, tmp_path: Path):
+    lm = CausalLM(folder, max_new_tokens=7, stop=["\n"], max_length=300, chat=False, batch_tokens=99)
+    step(lm)
+    lm.save(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, tensor in lm.model.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name])
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Paris <s>") == lm.tokenizer.encode("Paris <s>")
+    again = CausalLM.load(tmp_path / "out", device="cpu")
+    assert scores(again) == scores(lm)
+    assert again.generate(PROMPTS) == lm.generate(PROMPTS)
+    assert again.fingerprint == lm.fingerprint
+    assert (again.max_new_tokens, again.stop, again.max_length, again.tokens.chat, again.batch_tokens) == (
+        7,
+        ("\n",),
+        300,
+        False,
+        99,
+    )
+    assert set(again.tunable()) == set(lm.tunable())
+
+
+def test_adapters_of_a_named_base_are_saved_alone(folder: Path, tmp_path: Path):
+    lm = CausalLM(folder, lora=4)
+    step(lm)
+    lm.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "base").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with torch.no_grad():
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "out")
+        ids = torch.tensor([lm.prompt_ids("The")])
+        assert torch.equal(plain(input_ids=ids).logits, lm.model(input_ids=ids).logits)
+        assert torch.equal(
+            AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")(input_ids=ids).logits,
+            plain(input_ids=ids).logits,
+        )
+    again = CausalLM.load(tmp_path / "out")
+    assert scores(again) == scores(lm)
+    assert again.fingerprint == lm.fingerprint
+    assert set(again.tunable()) == set(lm.tunable())
+    step(again)
+    assert scores(again) != scores(lm)
+    again.save(tmp_path / "further")
+    assert scores(CausalLM.load(tmp_path / "further")) == scores(again)
+    assert scores(CausalLM(tmp_path / "out")) == scores(lm)  # a folder of adapters is a model, too
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_lfm2])
+def test_the_base_of_an_object_is_saved_beside_its_adapters(make: Any, tmp_path: Path):
+    lm = CausalLM(make(tie_word_embeddings=True) if make is tiny_llama else make(), tiny_tokenizer(), lora=4)
+    step(lm)
+    lm.save(tmp_path / "out")
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "base")
+        plain = PeftModel.from_pretrained(base, tmp_path / "out")
+        ids = torch.tensor([lm.prompt_ids("The")])
+        assert torch.equal(plain(input_ids=ids).logits, lm.model(input_ids=ids).logits)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    again = CausalLM.load(tmp_path / "moved")
+    assert scores(again) == scores(lm)
+    assert again.fingerprint == lm.fingerprint
+    again.save(tmp_path / "further")
+    assert scores(CausalLM.load(tmp_path / "further")) == scores(lm)
+
+
+def test_what_was_frozen_stays_frozen_after_loading(tmp_path: Path):
+    model = tiny_llama()
+    model.requires_grad_(False)
+    lm = CausalLM(model, tiny_tokenizer())
+    assert lm.tunable() == {}
+    lm.save(tmp_path)
+    assert CausalLM.load(tmp_path).tunable() == {}
+
+
+def test_tunable_does_not_change_when_a_trainer_freezes():
+    lm = CausalLM(tiny_llama(), tiny_tokenizer())
+    names = set(lm.tunable())
+    lm.requires_grad_(False)
+    assert set(lm.tunable()) == names == {name for name, _ in lm.model.named_parameters()}
+
+
+def test_the_fingerprint_follows_everything_that_decides_a_score(folder: Path):
+    lm = CausalLM(folder, lora=4)
+    seen = [lm.fingerprint]
+    assert lm.fingerprint == seen[0] == lm.fingerprint
+    step(lm)
+    seen.append(lm.fingerprint)
+    with lm.model.disable_adapter():
+        scores(lm)
+    seen.append(CausalLM(folder, lora=4, chat=False).fingerprint)
+    other = CausalLM(folder)
+    seen.append(other.fingerprint)
+    other.model.load_state_dict(tiny_llama(seed=5, tie_word_embeddings=True).state_dict())
+    seen.append(other.fingerprint)
+    rotated = CausalLM(tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 500.0}), tiny_tokenizer())
+    seen += [rotated.fingerprint, CausalLM(tiny_llama(), tiny_tokenizer()).fingerprint]
+    assert len(set(seen)) == len(seen)
+
+
+def test_dtype_and_device_are_obeyed(folder: Path):
+    assert CausalLM(folder, dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16
+    assert CausalLM(tiny_llama(), tiny_tokenizer(), dtype=torch.float64).model.dtype == torch.float64
+    half = CausalLM(folder, dtype=torch.bfloat16)
+    assert scores(half) == pytest.approx(scores(CausalLM(folder)), rel=0.05)
+    with torch.no_grad():
+        assert half.logprobs(PROMPTS, TARGETS).dtype == torch.float32
+
+
+def test_quantised_weights_without_their_library_name_the_extra(folder: Path):
+    with pytest.raises(MissingExtraError, match=r"fedrag\[quantised\]"):
+        CausalLM(folder, quantization=BitsAndBytesConfig(load_in_8bit=True), lora=4)
+    with pytest.raises(ConfigError, match="name or path"):
+        CausalLM(tiny_llama(), tiny_tokenizer(), quantization=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_folders_of_another_kind_or_time_are_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(StoreError, match=r"holds no fedrag_generator\.json"):
+        CausalLM.load(folder)
+    lm = CausalLM(folder)
+    lm.save(tmp_path / "out")
+    settings = tmp_path / "out" / "fedrag_generator.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "format": 2}))
+    with pytest.raises(StoreError, match="newer format"):
+        CausalLM.load(tmp_path / "out")
