@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import pytest
 
+from fedrag.errors import InputError
 from fedrag.evaluation.ranking import answer_recall, cutoffs, label_metrics
 
 
 @pytest.mark.parametrize(
-    ("depth", "wanted"), [(0, []), (1, [1]), (4, [1, 4]), (5, [1, 5]), (10, [1, 5, 10]), (50, [1, 5, 10, 20, 50])]
+    ("depth", "wanted"), [(1, [1]), (4, [1, 4]), (5, [1, 5]), (10, [1, 5, 10]), (50, [1, 5, 10, 20, 50])]
 )
 def test_cutoffs_end_with_the_depth(depth: int, wanted: list[int]) -> None:
     assert cutoffs(depth) == wanted
+
+
+def test_no_depth_is_no_ranking() -> None:
+    for call in (label_metrics, answer_recall):
+        with pytest.raises(InputError, match="at least 1, got 0"):
+            call([["a"]], [["a"]], 0)
 
 
 def test_by_hand() -> None:

@@ -65,7 +65,18 @@ def test_clusters_are_resampled_whole() -> None:
     assert width["source"] > 1.8 * width[None]
     assert "of the 8 values of 'source'" in str(clustered)
     assert clustered.subset(lambda r: r.example.metadata["source"] < 4).cluster == "source"
-    assert clustered.compare(clustered).differences["f1"].high > plain.compare(plain).differences["f1"].high
+
+
+def test_differences_are_resampled_and_flipped_by_whole_clusters() -> None:
+    rows = {}
+    for cluster in (None, "source"):
+        before, after = (
+            summarize([record(p, {"f1": value}, source=p // 6) for p in range(24)], cluster=cluster) for value in (0, 1)
+        )
+        rows[cluster] = after.compare(before).differences["f1"]
+    assert rows[None].p == 1 / 10_001
+    assert rows["source"].p == 2 / 2**4
+    assert rows["source"].low < rows[None].low
 
 
 def test_cluster_values_may_be_any_plain_value() -> None:

@@ -94,6 +94,17 @@ def test_closed_book_has_answer_metrics_only() -> None:
     assert {name.split("_")[0] for name in report.metrics} == {"exact", "f1", "rouge", "contains"}
 
 
+class Guesses(FirstWord):
+    def query_batch(self, questions: Sequence[str], **settings: Any) -> list[Answer]:
+        return [Answer("Paris", answer.hits) for answer in super().query_batch(questions, **settings)]
+
+
+def test_support_is_measured_where_documents_are_shown() -> None:
+    system = Guesses(WordOverlap())
+    assert "support" not in evaluate(system, EXAMPLES, k=0, depth=3, progress=False).metrics
+    assert evaluate(system, EXAMPLES, k=1, progress=False).metrics["support"].mean == 0.75  # not by Berlin
+
+
 def test_the_retriever_alone_has_the_systems_ranking_metrics() -> None:
     alone = evaluate_retriever(WordOverlap(), EXAMPLES, k=3, progress=False)
     system = evaluate(FirstWord(WordOverlap()), EXAMPLES, depth=3, progress=False)

@@ -12,6 +12,7 @@ from fedrag.evaluation.text import answer_metrics, contains, exact_match, f1, no
         ("U.S.", "us"),
         ("A-B", "ab"),
         ("a theatre", "theatre"),
+        ("west–the–east", "west– –east"),
         ("en–dash “quoted”", "en–dash “quoted”"),
         ("a.", ""),
         (" \n\t", ""),

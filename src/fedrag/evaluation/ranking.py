@@ -26,14 +26,21 @@ from collections.abc import Collection, Sequence
 import pytrec_eval
 import regex
 
+from fedrag.errors import InputError
+
 # letters, digits and their marks in a row, or any one other visible character: the tokens of DPR's answer matching
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 _CUTOFFS = (1, 5, 10, 20, 100)
 
 
 def cutoffs(depth: int) -> list[int]:
-    """Return the ranks k at which a ranking is judged: those of 1, 5, 10, 20, 100 below its depth, and the depth."""
-    return [k for k in _CUTOFFS if k < depth] + ([depth] if depth > 0 else [])
+    """Return the ranks k at which a ranking is judged: those of 1, 5, 10, 20, 100 below its depth, and the depth.
+
+    Raises `InputError` for a depth below 1.
+    """
+    if depth < 1:
+        raise InputError(f"a ranking is judged down to a depth of at least 1, got {depth}")
+    return [*(k for k in _CUTOFFS if k < depth), depth]
 
 
 def label_metrics(
@@ -42,8 +49,7 @@ def label_metrics(
     """Return, per query, its metrics by name; nothing for a query without relevant documents.
 
     A query with a relevant document has all the metrics, also when nothing was retrieved for it. An id that comes
-    twice in a ranking counts at its first place; its other places are wasted. `depth` is at least 1: ranks beyond it
-    do not count.
+    twice in a ranking counts at its first place; its other places are wasted. Ranks beyond `depth` do not count.
     """
     names = {"recip_rank": f"mrr@{depth}", f"ndcg_cut_{depth}": f"ndcg@{depth}", f"map_cut_{depth}": f"map@{depth}"}
     recalls = {f"recall_{k}": f"recall@{k}" for k in cutoffs(depth)}
