@@ -62,6 +62,12 @@ def test_a_lora_config_and_a_model_with_adapters_are_taken_as_they_are(folder: P
         CausalLM(adapted, tiny_tokenizer(), lora=3)
 
 
+def test_adapters_of_other_names_are_refused_before_they_are_lost():
+    adapted: Any = get_peft_model(tiny_llama(), LoraConfig(r=2, task_type="CAUSAL_LM"), adapter_name="french")
+    with pytest.raises(ConfigError, match="'french'.*'default'"):
+        CausalLM(adapted, tiny_tokenizer())
+
+
 def test_prompt_learning_adapters_are_refused():
     adapted: Any = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ConfigError, match="use LoRA"):
@@ -133,6 +139,16 @@ def test_the_base_of_an_object_is_saved_beside_its_adapters(make: Any, tmp_path:
     assert scores(CausalLM.load(tmp_path / "further")) == scores(lm)
 
 
+def test_adapters_on_a_saved_system_bring_their_base_along(folder: Path, tmp_path: Path):
+    # the folder of a saved system is replaced when the system is saved again
+    CausalLM(folder).save(tmp_path / "system")
+    lm = CausalLM(tmp_path / "system", lora=4)
+    step(lm)
+    lm.save(tmp_path / "out")
+    (tmp_path / "system").rename(tmp_path / "gone")
+    assert scores(CausalLM.load(tmp_path / "out")) == scores(lm)
+
+
 def test_what_was_frozen_stays_frozen_after_loading(tmp_path: Path):
     model = tiny_llama()
     model.requires_grad_(False)
@@ -156,7 +172,8 @@ def test_the_fingerprint_follows_everything_that_decides_a_score(folder: Path):
     step(lm)
     seen.append(lm.fingerprint)
     with lm.model.disable_adapter():
-        scores(lm)
+        seen.append(lm.fingerprint)
+    assert lm.fingerprint == seen[1]
     seen.append(CausalLM(folder, lora=4, chat=False).fingerprint)
     other = CausalLM(folder)
     seen.append(other.fingerprint)
@@ -190,5 +207,5 @@ def test_folders_of_another_kind_or_time_are_refused(folder: Path, tmp_path: Pat
     lm.save(tmp_path / "out")
     settings = tmp_path / "out" / "fedrag_generator.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "format": 2}))
-    with pytest.raises(StoreError, match="newer format"):
+    with pytest.raises(StoreError, match="format 2, this fedrag reads 1: update"):
         CausalLM.load(tmp_path / "out")

@@ -34,18 +34,23 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedrag.errors import BudgetError, ConfigError, InputError, StoreError
+from fedrag.errors import BudgetError, ConfigError, InputError
 from fedrag.generators.decoding import cut, greedy, stops, visible
-from fedrag.generators.loading import Loaded, load_model, save_model
+from fedrag.generators.loading import (
+    architecture,
+    count_positions,
+    end_ids,
+    find_tokenizer,
+    load_model,
+    read_saved,
+    save_model,
+)
 from fedrag.generators.network import Network
 from fedrag.generators.scoring import Pair, score
 from fedrag.generators.tokens import PromptTokenizer
 from fedrag.ops.fingerprint import Fingerprint
-
-_SETTINGS = "fedrag_generator.json"
-_FORMAT = 1
 
 
 class CausalLM(nn.Module):
@@ -77,13 +82,11 @@ class CausalLM(nn.Module):
         batch_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        loaded = load_model(model, lora=lora, quantization=quantization, dtype=dtype, device=device)
-        self.model: Any = loaded.model
-        self._source = loaded.source
-        self._quantization = quantization
-        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self.tokens = PromptTokenizer(tokenizer or _tokenizer_of(model, base), chat=chat)
-        self.max_length = _positions(base, self.tokens.tokenizer) if max_length is None else max_length
+        self._loaded = load_model(model, lora=lora, quantization=quantization, dtype=dtype, device=device)
+        self.model: Any = self._loaded.model
+        base = self._loaded.base
+        self.tokens = PromptTokenizer(tokenizer or find_tokenizer(model, base), chat=chat)
+        self.max_length = count_positions(base, self.tokens.tokenizer) if max_length is None else max_length
         self.max_new_tokens = max_new_tokens
         self.stop = _strings("stop", stop)
         self.batch_tokens = batch_tokens
@@ -96,7 +99,7 @@ class CausalLM(nn.Module):
                 raise ConfigError(f"{name}={value}: it must be at least 1")
         self._network = Network(base)
         self._weights = Fingerprint(self.model)
-        self._ends = frozenset((self.tokens.eos_id, *_ends(base)))
+        self._ends = frozenset((self.tokens.eos_id, *end_ids(base)))
         self._tunable = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     @property
@@ -112,14 +115,7 @@ class CausalLM(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides a score: weights, active adapters, architecture, tokenizer, chat frame."""
-        base: Any = self._network.model
-        unrelated = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
-        config = {key: value for key, value in base.config.to_dict().items() if key not in unrelated}
-        adapters: list[Any] = []
-        if isinstance(self.model, PeftModel):
-            active = self.model.active_adapters
-            adapters = [[name, str(getattr(self.model.peft_config[name], "lora_alpha", ""))] for name in active]
-        parts = [self._weights(), self.tokens.fingerprint, config, adapters]
+        parts = [self._weights(), self.tokens.fingerprint, *architecture(self._network.model)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def tunable(self) -> dict[str, nn.Parameter]:
@@ -191,39 +187,21 @@ class CausalLM(nn.Module):
         """Write a folder that transformers (peft, for adapters) loads without fedrag, and `CausalLM.load` with it."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(Loaded(self.model, self._source), folder)
-        self.tokenizer.save_pretrained(folder)
         settings = {
-            "format": _FORMAT,
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
             "chat": self.tokens.chat,
             "max_length": self.max_length,
             "batch_tokens": self.batch_tokens,
-            "tunable": bool(self._tunable),
-            "quantization": None if self._quantization is None else self._quantization.to_dict(),
         }
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        save_model(self._loaded, self.tokenizer, folder, {"settings": settings, "tunable": bool(self._tunable)})
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> CausalLM:
         """Read what `save` wrote. Raises `StoreError` for a folder that is something else, or of a newer format."""
-        folder = Path(path)
-        try:
-            settings: dict[str, Any] = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreError(
-                f"{folder} holds no {_SETTINGS}: load a model of another kind with CausalLM({str(path)!r})"
-            ) from None
-        if settings.pop("format") != _FORMAT:
-            raise StoreError(f"{folder / _SETTINGS} is of a newer format than {_FORMAT}: update fedrag")
-        tunable = settings.pop("tunable")
-        if settings["quantization"] is not None:
-            from transformers.quantizers.auto import AutoQuantizationConfig
-
-            settings["quantization"] = AutoQuantizationConfig.from_dict(settings["quantization"])
-        generator = cls(folder, device=device, **settings)
-        if not tunable:
+        written = read_saved(Path(path))
+        generator = cls(path, device=device, quantization=written["quantization"], **written["settings"])
+        if not written["tunable"]:
             generator.model.requires_grad_(False)
             generator._tunable = ()
         return generator
@@ -267,27 +245,3 @@ def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
     if name == "stop" and "" in values:
         raise InputError("stop holds an empty string, which would end every answer at once: leave it out")
     return tuple(values)
-
-
-def _tokenizer_of(model: str | Path | PreTrainedModel | PeftModel, base: Any) -> PreTrainedTokenizerBase:
-    name = str(model) if isinstance(model, str | Path) else str(base.config._name_or_path)
-    if not name:
-        raise ConfigError("the model is an object that names no source: pass its tokenizer as the second argument")
-    if isinstance(model, Path | str) and Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
-        name = str(base.config._name_or_path)  # an adapter's folder may hold no tokenizer: its base has one
-    return AutoTokenizer.from_pretrained(name)
-
-
-def _positions(base: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    config = base.config.get_text_config()
-    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if isinstance(value := getattr(config, name, None), int) and value > 0:
-            return value
-    if tokenizer.model_max_length < 10**9:
-        return int(tokenizer.model_max_length)
-    raise ConfigError(f"{type(base).__name__} names no number of positions: pass max_length")
-
-
-def _ends(base: Any) -> list[int]:
-    ends = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -19,11 +19,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoQuantizationConfig
 
-from fedrag.errors import ConfigError, MissingExtraError
+from fedrag.errors import ConfigError, MissingExtraError, StoreError
 
 _ADAPTER = "adapter_config.json"
+_SAVED = "fedrag_generator.json"
+_FORMAT = 1
 _BASE = "base"
 
 
@@ -33,6 +37,12 @@ class Loaded:
 
     model: Any
     source: str
+    quantization: Any = None
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers, with adapters, if any, inside its layers."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
 
 def lora_config(rank: int) -> LoraConfig:
@@ -74,16 +84,79 @@ def load_model(
         raise ConfigError(
             f"{network.active_peft_config.peft_type} adapters learn a prompt, which scoring would not see; use LoRA"
         )
-    return Loaded(network.eval(), source)
+    if isinstance(network, PeftModel) and list(network.peft_config) != ["default"]:
+        raise ConfigError(
+            f"the model has the adapters {list(network.peft_config)}: one, named 'default', can be trained and saved"
+        )
+    return Loaded(network.eval(), source, quantization)
 
 
-def save_model(loaded: Loaded, folder: Path) -> None:
-    """Write a model into `folder`, which must exist, so that transformers and peft read it."""
-    model = loaded.model
+def save_model(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path, extra: dict[str, Any]) -> None:
+    """Write model, tokenizer and, for `read_saved`, `extra` into `folder`, which must exist."""
+    model, quantization = loaded.model, loaded.quantization
     model.save_pretrained(folder)
-    if isinstance(model, PeftModel) and (not loaded.source or _base_trains(model)):
-        base: Any = model.get_base_model()
-        base.save_pretrained(folder / _BASE, state_dict=_base_weights(model))
+    tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        if not loaded.source or _base_trains(model):
+            loaded.base.save_pretrained(folder / _BASE, state_dict=_base_weights(model))
+    else:
+        quantization = None  # the configuration of a whole model says it
+    saved = {"format": _FORMAT, "quantization": quantization and quantization.to_dict(), **extra}
+    (folder / _SAVED).write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """Return what `save_model` got as `extra`, and `quantization`. Raises `StoreError` for another kind of folder."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder} holds no {_SAVED}: read a model that fedrag did not save with CausalLM(path)"
+        ) from None
+    if saved["format"] != _FORMAT:
+        raise StoreError(f"{folder / _SAVED} has format {saved['format']}, this fedrag reads {_FORMAT}: update fedrag")
+    if saved["quantization"] is not None:
+        saved["quantization"] = AutoQuantizationConfig.from_dict(saved["quantization"])
+    return saved
+
+
+def architecture(base: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return what decides a model's output beside its weights: its configuration and the state of its adapters."""
+    unrelated = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
+    config = {key: value for key, value in base.config.to_dict().items() if key not in unrelated}
+    layers = (module for module in base.modules() if isinstance(module, BaseTunerLayer))
+    states = {
+        f"{layer.disable_adapters} {layer.merged_adapters} {layer.active_adapters} {getattr(layer, 'scaling', '')}"
+        for layer in layers
+    }
+    return config, sorted(states)
+
+
+def find_tokenizer(model: str | Path | PreTrainedModel | PeftModel, base: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that lies beside a model. Raises `ConfigError` for an object that came from nowhere."""
+    name = str(model) if isinstance(model, str | Path) else str(base.config._name_or_path)
+    if not name:
+        raise ConfigError("the model is an object that names no source: pass its tokenizer as the second argument")
+    if isinstance(model, Path | str) and Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
+        name = str(base.config._name_or_path)  # an adapter's folder may hold no tokenizer: its base has one
+    return AutoTokenizer.from_pretrained(name)
+
+
+def count_positions(base: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a model can take at once. Raises `ConfigError` where nothing says so."""
+    config = base.config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    if tokenizer.model_max_length < 10**9:
+        return int(tokenizer.model_max_length)
+    raise ConfigError(f"{type(base).__name__} names no number of positions: pass max_length")
+
+
+def end_ids(base: Any) -> list[int]:
+    """Return the ids that end a text according to the checkpoint: a chat model may have several."""
+    ends = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _read(name: str, *, quantization: Any, dtype: torch.dtype | str | None, device: str | None) -> tuple[Any, str]:
@@ -94,16 +167,14 @@ def _read(name: str, *, quantization: Any, dtype: torch.dtype | str | None, devi
         source = str(folder / _BASE) if inside else str(written["base_model_name_or_path"])
         base, _ = _read(source, quantization=quantization, dtype=dtype, device=device)
         return PeftModel.from_pretrained(base, name, is_trainable=True), "" if inside else source
+    kept = "" if (folder / _SAVED).is_file() else name  # the folder of a saved system may be replaced by its next save
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
     if quantization is not None:
         _require_bitsandbytes(quantization)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return AutoModelForCausalLM.from_pretrained(
-            name, quantization_config=quantization, device_map={"": place}, **settings
-        ), name
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        settings |= {"quantization_config": quantization, "device_map": {"": place}}
     whole: Any = AutoModelForCausalLM.from_pretrained(name, **settings)
-    return whole.to(place), name
+    return (whole if quantization is not None else whole.to(place)), kept
 
 
 def _require_bitsandbytes(quantization: Any) -> None:
