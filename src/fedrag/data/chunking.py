@@ -72,7 +72,7 @@ def check_settings(chunk_tokens: int, overlap: int, tokenizer: object) -> None:
         raise ConfigError(f"chunk_tokens is the number of tokens in a chunk, at least 1, got {chunk_tokens}")
     if not 0 <= overlap < chunk_tokens:
         raise ConfigError(f"overlap is at least 0 and less than chunk_tokens={chunk_tokens}, got {overlap}")
-    if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+    if tokenizer is not None and getattr(tokenizer, "is_fast", False) is not True:
         raise ConfigError(
             f"chunking needs a fast HuggingFace tokenizer, which knows where its tokens stand, got "
             f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(...)"
@@ -103,10 +103,12 @@ def _spans(text: str, starts: Sequence[int], size: int, overlap: int) -> Iterato
             total += weights[last][1]
             last += 1
         yield edges[first], edges[last]
-        repeated, back = 0, last
-        while back - 1 > first and repeated + weights[back - 1][1] <= overlap:
+        # what is repeated must leave room for one more character, or the next chunk would end where this one does
+        room = min(overlap, size - weights[last][1]) if last < len(weights) else 0
+        back = last
+        while back - 1 > first and weights[back - 1][1] <= room:
             back -= 1
-            repeated += weights[back][1]
+            room -= weights[back][1]
         first = back
     if not weights:
         yield 0, len(text)

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from fedrag.data.fields import brief, filled, identifier, metadata, misspelt, missing, required, sequence, string
+from fedrag.data.fields import brief, filled, identifier, metadata, missing, misspelt, required, sequence, string
 from fedrag.data.rows import Row, read_rows, rows_of
 from fedrag.errors import DataError
 from fedrag.types import Example

@@ -61,7 +61,7 @@ def required(row: Mapping[str, Any], where: str, column: str, *, setting: str = 
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def misspelt(names: tuple[str, ...], column: str) -> str | None:
     """The column that is almost, but not quite, called like an optional one."""
     close = [] if column in names else difflib.get_close_matches(column, names, n=1, cutoff=0.85)
@@ -109,11 +109,12 @@ def sequence(value: object, where: str, column: str) -> list[Any]:
 def metadata(row: Mapping[str, Any], where: str, taken: Collection[str]) -> dict[str, Any]:
     """All columns but the `taken` ones, and the keys of a column `metadata`, as plain JSON values."""
     found: dict[str, Any] = {}
-    inner = row.get("metadata") if "metadata" not in taken else None
-    if not missing(inner) and not isinstance(inner, Mapping):
+    inner = None if "metadata" in taken or missing(row.get("metadata")) else row["metadata"]
+    if inner is not None and not isinstance(inner, Mapping):
         raise DataError(f"{where}: the column 'metadata' takes an object, got {brief(inner)}")
-    for name, value in [*row.items(), *cast(Mapping[str, Any], inner or {}).items()]:
-        if name in taken or (name == "metadata" and value is inner) or missing(value):
+    columns = {name: value for name, value in row.items() if name not in (*taken, "metadata")}
+    for name, value in [*columns.items(), *cast(Mapping[str, Any], inner or {}).items()]:
+        if missing(value):
             continue
         if name in found:
             raise DataError(f"{where}: {name!r} is both a column and a key of 'metadata'; rename one")

@@ -25,6 +25,7 @@ from fedrag.data.fields import brief
 from fedrag.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_NO_NUMBERS = ("nan", "inf", "-inf")  # yet float() takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,10 @@ def _numbers(cells: Collection[str]) -> list[Any]:
             values = [kind(cell) if cell else None for cell in cells]
         except ValueError:
             continue
-        if all(value is None or str(value) == cell for value, cell in zip(values, cells, strict=True)):
+        if all(
+            value is None or (str(value) == cell and cell not in _NO_NUMBERS)
+            for value, cell in zip(values, cells, strict=True)
+        ):
             return values
     return [cell or None for cell in cells]
 
