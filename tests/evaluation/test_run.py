@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +132,12 @@ def test_before_and_after_can_be_compared() -> None:
     compared = after.compare(before)
     assert compared.differences["exact_match"].difference == 0.5
     assert "recall@1" in compared.left_out
+
+
+def test_importing_leaves_the_programs_logging_alone() -> None:
+    program = "import logging, fedrag.evaluation; assert not logging.getLogger().handlers, logging.getLogger().handlers"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_progress_goes_to_the_error_stream_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,10 +26,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+# left to choose its default tokenizer, RougeScorer says so in a way that configures the program's root logger
+_ROUGE = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))
 
 
 def normalize(text: str) -> str:
