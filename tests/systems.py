@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 from transformers import TrainingArguments
 
 from fedrag import CausalLM, DenseRetriever, Document, Example, MemoryStore, RAGSystem, SentenceEncoder
+from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 DOCUMENTS = [
     Document(f"The key of clerk {n} is {n * 3} .", id=f"d{n}", metadata={"even": n % 2 == 0}) for n in range(24)

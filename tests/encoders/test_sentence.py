@@ -3,10 +3,10 @@
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import tiny_sentence_transformer
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
+from tiny import tiny_sentence_transformer
 
 TEXTS = ["the capital of France", "keys are rotated every month by the clerk", "Ada"]
 

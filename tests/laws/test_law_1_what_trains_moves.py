@@ -4,9 +4,9 @@ a frozen teacher says the same in step 1 and step 100, dropout or not."""
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from systems import EXAMPLES, arguments, tiny_system
 
 from fedrag import LSR, RALT, Contrastive, RAGTrainer, SentenceLoss
+from systems import EXAMPLES, arguments, tiny_system
 
 MAKERS = {
     "contrastive": lambda rag: Contrastive(rag),

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 import torch
-from systems import DOCUMENTS, EXAMPLES, tiny_system
 
 from fedrag import RAGSystem, SentenceEncoder
+from systems import DOCUMENTS, EXAMPLES, tiny_system
 
 QUESTIONS = [example.question for example in EXAMPLES[:6]]
 

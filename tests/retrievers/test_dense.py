@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import tiny_sentence_transformer
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError, StaleIndexError
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document
+from tiny import tiny_sentence_transformer
 
 DOCUMENTS = [Document(f"passage {n} about the river and key {n * 7}", id=f"d{n}") for n in range(40)]
 
@@ -22,12 +22,15 @@ def retriever():
 
 def test_retrieval_is_the_encoder_and_a_sort(retriever):
     queries = ["key 14", "the river"]
-    scores = retriever.encoder.encode_queries(queries) @ retriever.encoder.encode_documents(
-        [document.text for document in DOCUMENTS]
-    ).T
+    scores = (
+        retriever.encoder.encode_queries(queries)
+        @ retriever.encoder.encode_documents([document.text for document in DOCUMENTS]).T
+    )
     best = scores.topk(5)
     found = retriever.retrieve(queries, 5)
-    assert [[hit.document.id for hit in row] for row in found] == [[f"d{i}" for i in row] for row in best.indices.tolist()]
+    assert [[hit.document.id for hit in row] for row in found] == [
+        [f"d{i}" for i in row] for row in best.indices.tolist()
+    ]
     torch.testing.assert_close(torch.tensor([[hit.score for hit in row] for row in found]), best.values.detach())
 
 

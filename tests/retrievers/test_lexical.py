@@ -24,7 +24,12 @@ def lucene(query, words, everything, k1=1.5, b=0.75):
 
 
 def test_scores_are_those_of_the_formula():
-    words = [["the", "key", "is", "old"], ["rotate", "the", "key", "rotate", "it"], ["a", "river", "runs"], ["key"] * 3 + ["9"]]
+    words = [
+        ["the", "key", "is", "old"],
+        ["rotate", "the", "key", "rotate", "it"],
+        ["a", "river", "runs"],
+        ["key"] * 3 + ["9"],
+    ]
     hits = BM25(DOCUMENTS).retrieve(["Rotate the key"], 4)[0]
     expected = {str(n): lucene(["rotate", "the", "key"], row, words) for n, row in enumerate(words)}
     assert {hit.document.id: hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)

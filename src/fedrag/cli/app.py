@@ -28,18 +28,14 @@ _SAVE_EVERY = 60.0  # seconds of indexing between two saves
 
 @app.command()
 def index(
-    documents: Annotated[
-        Path, typer.Argument(help="Folder of .txt/.md, or a .jsonl/.csv/.parquet file.", show_default=False)
-    ],
+    documents: Annotated[Path, typer.Argument(help="Folder of txt/md; or jsonl, csv, parquet.", show_default=False)],
     system: Annotated[Path, typer.Argument(help="Folder to write, or to add to.", show_default=False)],
-    encoder: Annotated[
-        str, typer.Option(help="sentence-transformers name or folder.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
-    generator: Annotated[str, typer.Option(help="Causal LM name or folder.")] = "Qwen/Qwen3-0.6B",
-    lora: Annotated[int, typer.Option(help="Rank of the generator's LoRA adapters; 0 tunes all weights.")] = 16,
+    encoder: Annotated[str, typer.Option(help="Name or folder of the encoder.")] = "all-MiniLM-L6-v2",
+    generator: Annotated[str, typer.Option(help="Name or folder of the LLM.")] = "Qwen/Qwen3-0.6B",
+    lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0: none.")] = 16,
     top_k: Annotated[int, typer.Option(help="Documents in a prompt.")] = 5,
-    chunk_tokens: Annotated[int, typer.Option(help="Tokens in a passage; 0 keeps documents whole.")] = 200,
-    overlap: Annotated[int, typer.Option(help="Tokens that neighbouring passages share.")] = 20,
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens in a passage; 0: no cut.")] = 200,
+    overlap: Annotated[int, typer.Option(help="Tokens that passages share.")] = 20,
 ) -> None:
     """Build a system from documents, or add documents to one. Interrupted, it goes on where it stopped."""
     from fedrag.data import read_documents
@@ -113,12 +109,13 @@ def evaluate(
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the report and the tuned system.")] = Path("runs/quickstart"),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller and sooner: a check that all works.")] = False,
+    encoder: Annotated[str | None, typer.Option(help="Tune this encoder (name or folder) on the real text.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds; the table shows their mean.")] = 1,
 ) -> None:
     """Tune a retriever on real text and a whole RAG system on an invented world; show before and after."""
     from fedrag.quickstart.run import run
 
-    run(out, quick=quick, seeds=seeds)
+    run(out, quick=quick, seeds=seeds, encoder=encoder)
 
 
 def _open(system: Path) -> RAGSystem:

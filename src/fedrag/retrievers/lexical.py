@@ -9,6 +9,7 @@ The scoring is bm25s' (Lucene's variant, k1 = 1.5, b = 0.75), over lower-cased r
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ import numpy as np
 from fedrag.errors import InputError
 from fedrag.filters import compile_filter
 from fedrag.types import Document, Hit, Where
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG for itself, and would tell every program's log
 
 _WORD = re.compile(r"[^\W_]+")
 

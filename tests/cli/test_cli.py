@@ -1,0 +1,176 @@
+"""The command in real processes, with tiny models in folders, as a person would use it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedrag import RAGSystem
+from fedrag.cli import app
+from fedrag.cli.recipe import read_recipe
+from fedrag.errors import ConfigError
+from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
+
+FEDRAG = [sys.executable, "-c", "from fedrag.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny_sentence_transformer(kind="static").save(str(folder / "encoder"), create_model_card=False)
+    tokenizer = tiny_tokenizer()
+    tiny_llama(vocab=len(tokenizer)).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    return ["--encoder", str(folder / "encoder"), "--generator", str(folder / "llm"), "--lora", "2", "--top-k", "2"]
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for n in range(6):
+        (tmp_path / "docs" / f"clerk{n}.txt").write_text(f"The key of clerk {n} is {n * 3} .")
+    rows = [{"question": f"Which key has clerk {n} ?", "answers": [str(n * 3)]} for n in range(6)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def fedrag(*words, cwd: Path, **settings):
+    return subprocess.run([*FEDRAG, *words], cwd=cwd, capture_output=True, text=True, timeout=120, **settings)
+
+
+@pytest.mark.parametrize("command", ["", "index", "ask", "train", "evaluate", "quickstart"])
+def test_help_fits_a_screen(command):
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert len(result.output.rstrip().splitlines()) <= 24
+
+
+@pytest.mark.slow
+def test_index_ask_train_evaluate(workplace, models):
+    made = fedrag("index", "docs", "rag", *models, cwd=workplace)
+    assert made.returncode == 0, made.stderr
+    assert "6 passages" in made.stdout
+
+    asked = fedrag("ask", "rag", "Which key has clerk 3 ?", cwd=workplace)
+    assert asked.returncode == 0, asked.stderr
+    answer = RAGSystem.load(workplace / "rag").query("Which key has clerk 3 ?")
+    assert asked.stdout.startswith(answer.text)
+    assert all(hit.document.id in asked.stdout for hit in answer.hits)
+
+    (workplace / "recipe.yaml").write_text(
+        "system: rag\nsave_to: tuned\ntrain: train.jsonl\neval: train.jsonl\nstages:\n"
+        "  - objective: lsr\n    settings: {k: 3}\n    training: {max_steps: 2, use_cpu: true}\n"
+        "  - objective: ralt\n    training: {max_steps: 2, use_cpu: true, learning_rate: 0.01}\n"
+    )
+    trained = fedrag("train", "recipe.yaml", cwd=workplace)
+    assert trained.returncode == 0, trained.stderr
+    assert "exact_match" in trained.stdout
+    before, after = RAGSystem.load(workplace / "rag"), RAGSystem.load(workplace / "tuned")
+    assert after.dense.encoder.two_towers
+    changed = {
+        name
+        for name, p in after.named_parameters().items()
+        if name.startswith("generator") and not p.equal(before.named_parameters()[name])
+    }
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+    measured = fedrag("evaluate", "rag", "train.jsonl", "--save", "before.json", cwd=workplace)
+    assert measured.returncode == 0, measured.stderr
+    compared = fedrag("evaluate", "tuned", "train.jsonl", "--compare", "before.json", cwd=workplace)
+    assert compared.returncode == 0, compared.stderr
+    assert "difference" in compared.stdout
+
+
+SLOW_INDEX = """
+import time
+from fedrag.encoders.sentence import SentenceEncoder
+whole = SentenceEncoder.encode_documents
+def slowly(self, texts):
+    print("batch", flush=True)
+    time.sleep(0.2)
+    return whole(self, texts)
+SentenceEncoder.encode_documents = slowly
+from fedrag.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_indexing_keeps_what_is_done_and_the_same_command_goes_on(workplace, models):
+    texts = "\n".join(json.dumps({"id": f"p{n}", "text": f"passage {n}"}) for n in range(3000))
+    (workplace / "many.jsonl").write_text(texts)
+    command = ["index", "many.jsonl", "rag", *models]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_INDEX, *command],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(20):  # the first window of sixteen batches is stored, the second begun
+        assert child.stdout.readline() == "batch\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "the same command goes on" in errors
+    assert len(RAGSystem.load(workplace / "rag").dense.store) == 1024
+    again = fedrag(*command, cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    assert len(RAGSystem.load(workplace / "rag").dense.store) == 3000
+
+
+def test_a_mistake_is_one_line_and_no_traceback(workplace):
+    began = time.monotonic()
+    result = fedrag("ask", "nowhere", "what?", cwd=workplace)
+    assert result.returncode == 1
+    assert result.stderr.startswith("fedrag: nowhere")
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - began < 60
+
+
+def recipe(folder, text):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+GOOD = "system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages:\n  - objective: lsr\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (GOOD.replace("save_to", "saveto"), "unknown key 'saveto'; did you mean 'save_to'?"),
+        (GOOD.replace("lsr", "lsrr"), "stages.0.objective"),
+        (GOOD + "    setings: {k: 3}\n", "did you mean 'settings'?"),
+        (GOOD + "    settings: {temperatur: 3}\n", "stage 1: settings of lsr: unknown key 'temperatur'; did you mean"),
+        (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
+        ("system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages: []\n", "at least 1"),
+        ("just a sentence", "a recipe is a mapping"),
+        ("a: [", "not valid YAML"),
+        ("", "a recipe is a mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(tmp_path, text, complaint):
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(recipe(tmp_path, text))
+    assert complaint in str(caught.value)
+
+
+def test_a_missing_recipe_and_a_good_one(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe at"):
+        read_recipe(tmp_path / "none.yaml")
+    assert read_recipe(recipe(tmp_path, GOOD)).stages[0].refresh == "epoch"
+
+
+def test_the_example_recipe_is_a_good_one(tmp_path):
+    printed = CliRunner().invoke(app, ["train", "--example"])
+    assert [stage.objective for stage in read_recipe(recipe(tmp_path, printed.output)).stages] == ["lsr", "ralt"]
