@@ -8,9 +8,9 @@ Claims, at 100,000 documents x 384 with texts of about 400 bytes:
     open          seconds to open the folder and answer the first query                         <  1
 
 Each search variant runs once per round, in turning order, so that the machine's other work falls on all alike; ratios
-are taken within a round. Memory is that of a fresh process, before and after building or opening; before, a store of 256
-documents is built and asked, so that libraries have loaded what they load on first use.
-The exit status tells only whether the measurement ran.
+are taken within a round. Memory is that of a fresh process, before and after building or opening; before, a store of
+256 documents is built and asked, so that libraries have loaded what they load on first use. The exit status tells
+only whether the measurement ran.
 """
 
 from __future__ import annotations
@@ -32,7 +32,23 @@ from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document
 
 K = 10
-WORDS = "the key of a store is turned by its owner once in every month and kept in two places apart".split()
+WORDS = [
+    "the",
+    "key",
+    "of",
+    "a",
+    "store",
+    "is",
+    "turned",
+    "by",
+    "its",
+    "owner",
+    "every",
+    "month",
+    "and",
+    "kept",
+    "apart",
+]
 
 
 def main() -> None:
@@ -63,7 +79,7 @@ def corpus(count: int, width: int) -> Iterator[tuple[list[Document], torch.Tenso
     rng = np.random.default_rng(0)
     for start in range(0, count, 256):
         size = min(256, count - start)
-        picks = rng.integers(len(WORDS), size=(size, 105))
+        picks = rng.integers(len(WORDS), size=(size, 95))
         texts = [" ".join(WORDS[i] for i in row) for row in picks]
         documents = [Document(text, metadata={"row": start + i}) for i, text in enumerate(texts)]
         yield documents, torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=1)

@@ -56,6 +56,7 @@ def plain(vectors: Tensor) -> Tensor:
 
 def plain_with_ids(vectors: Tensor, ids: Sequence[str]) -> Tensor:
     """`plain`, for vectors that belong to distinct ids, one each."""
+    found = plain(vectors)
     if len(ids) != len(vectors):
         raise InputError(
             f"got {len(vectors)} vectors for {len(ids)} documents; give one vector each, in the same order"
@@ -63,7 +64,7 @@ def plain_with_ids(vectors: Tensor, ids: Sequence[str]) -> Tensor:
     if len(set(ids)) != len(ids):
         id, times = Counter(ids).most_common(1)[0]
         raise InputError(f"the id {id!r} comes {times} times in one call; give every document its own id")
-    return plain(vectors)
+    return found
 
 
 class Matrix:
