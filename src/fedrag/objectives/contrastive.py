@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedrag.errors import ConfigError, DataError
-from fedrag.objectives.objective import Objective
+from fedrag.objectives.objective import Objective, one_of
 from fedrag.ops.divergence import forward_kl
 from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.similarity import all_pairs
@@ -55,6 +55,7 @@ class Contrastive(Objective):
     ) -> None:
         if temperature <= 0 or (chunk is not None and chunk < 1):
             raise ConfigError(f"Contrastive takes temperature > 0 and chunk >= 1, got {temperature} and {chunk}")
+        one_of("train", train, ("both", "query"))
         if train == "query":
             rag.dense.encoder.untie()
         super().__init__(rag, parts=["retriever/query" if train == "query" else "retriever/"], depth=0)

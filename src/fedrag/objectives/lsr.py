@@ -7,6 +7,9 @@ section 2.3. For the k documents retrieved for a question,
     P = softmax(s(q, d) / τ_s)                  the student: how the retriever ranks them
     loss = 1/n Σ KL(t || P)                     (`direction="forward"`; "reverse" is KL(P || t))
 
+Examples whose teacher is flat add nothing to the sum and count in n, so that the loss of a batch is the mean of the
+losses of its parts: gradient accumulation, several ranks and evaluation in batches change nothing.
+
 The papers write the reverse direction; every released code, and the default here, minimises the forward one.
 """
 
@@ -21,7 +24,7 @@ from torch import Tensor
 from fedrag.errors import ConfigError
 from fedrag.generators.causal import CausalLM
 from fedrag.generators.score_cache import CachedScorer
-from fedrag.objectives.objective import ExcludeIds, Objective
+from fedrag.objectives.objective import ExcludeIds, Objective, one_of
 from fedrag.ops.divergence import forward_kl, reverse_kl
 from fedrag.ops.targets import entropy, likelihood
 from fedrag.rag import RAGSystem
@@ -73,6 +76,12 @@ class LSR(Objective):
             )
         if k < 2:
             raise ConfigError(f"LSR compares documents, so k must be at least 2, got {k}")
+        one_of("train", train, ("query", "both"))
+        one_of("normalisation", normalisation, tuple(_TEACHER_TEMPERATURE))
+        one_of("direction", direction, ("forward", "reverse"))
+        for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value}: it must be above 0, or None for the default")
         encoder = rag.dense.encoder
         if train == "query":
             encoder.untie()
@@ -87,7 +96,7 @@ class LSR(Objective):
         self.scorer = CachedScorer(rag.generator)
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
-        """The loss above over the examples whose teacher is not flat; 0, with a graph, when all are."""
+        """The loss above, and how sure teacher and student are; 0, with a graph, when every teacher is flat."""
         documents = self.candidates(batch)
         questions = [example.question for example in batch]
         scores = self.rag.dense.scores(questions, documents) / self.temperature  # [n, k]
@@ -99,11 +108,25 @@ class LSR(Objective):
         losses = self.divergence(target, scores)  # [n]
         student = torch.softmax(scores.detach(), -1)
         return {
-            "loss": torch.where(useful, losses, 0.0).sum() / useful.sum().clamp_min(1),
+            "loss": torch.where(useful, losses, 0.0).mean(),
             "teacher_entropy": float(entropy(target).mean()),
             "student_entropy": float(entropy(student).mean()),
             "flat_teachers": float((~useful).float().mean()),
         }
+
+    def memory(self) -> dict[str, Tensor]:
+        """The teacher's scores so far: asking again takes time, and in another batch gives other last bits."""
+        known = self.scorer._scores  # pyright: ignore[reportPrivateUsage]
+        if not known:
+            return {}
+        keys = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8).view(len(known), -1)  # [m, bytes]
+        return {"keys": keys, "scores": torch.tensor(list(known.values()), dtype=torch.float64)}  # [m]
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Take back what `memory` gave."""
+        keys = [row.numpy().tobytes() for row in memory["keys"]]
+        known = self.scorer._scores  # pyright: ignore[reportPrivateUsage]
+        known.update(zip(keys, memory["scores"].tolist(), strict=True))
 
     @torch.no_grad()
     def teacher_scores(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> Tensor:

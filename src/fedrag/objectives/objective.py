@@ -82,14 +82,37 @@ class Objective(nn.Module):
             for hits, out in zip(found, banned, strict=True)
         ]
 
+    def memory(self) -> dict[str, Tensor]:
+        """What a resumed run should not have to compute again; kept in checkpoints, empty for most objectives."""
+        return {}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Take back what `memory` gave."""
+
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Trade time for memory in the transformers models that are trained; called by `transformers.Trainer`."""
-        models = [module for module in self.trained.modules() if isinstance(module, PreTrainedModel)]
+        models = self._networks()
         if not models:
             raise ConfigError(
                 "gradient checkpointing is on, but none of the trained parts is a transformers model; "
                 "leave gradient_checkpointing out of TrainingArguments"
             )
         for model in models:
-            model.enable_input_require_grads()
             model.activation_checkpointing_enable(**settings)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Take the trade back, so that a later run of another objective starts from the models as they were."""
+        for model in self._networks():
+            model.activation_checkpointing_disable()
+            model.disable_input_require_grads()  # which the line above does for some models only
+
+    def _networks(self) -> list[PreTrainedModel]:
+        found = [module for module in self.trained.modules() if isinstance(module, PreTrainedModel)]
+        inner = {id(module) for model in found for module in model.modules() if module is not model}
+        return [model for model in found if id(model) not in inner]
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `ConfigError` for a setting that is none of its choices."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))}")

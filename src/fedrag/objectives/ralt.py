@@ -35,7 +35,8 @@ class RALT(Objective):
         documents_per_row: documents in one prompt; `None` puts all k in one, 1 is RA-DIT's.
         shuffle: present the documents of a prompt in random order while training, so that their rank is no clue.
         gold_share: of the training examples whose positives were not retrieved, the share that gets one of them in
-            place of the last document. 0 trains on what is retrieved; the documents come from the store.
+            place of the last document, `exclude_ids` aside. 0 trains on what is retrieved; the documents come from
+            the store of a `DenseRetriever`.
         exclude_ids: documents that must not be in an example's prompts.
 
     Relations: `k=0` is closed-book answer tuning. With one row per example and answers of equal length the loss is
@@ -61,6 +62,8 @@ class RALT(Objective):
                 f"RALT takes k >= 0, documents_per_row >= 1 and gold_share in [0, 1], "
                 f"got {depth}, {documents_per_row} and {gold_share}"
             )
+        if gold_share:
+            _ = rag.dense  # golds come from its store: say so now, not in the middle of training
         super().__init__(rag, parts=["generator"], depth=depth, exclude_ids=exclude_ids)
         self.generator = (rag.generator,)  # in a tuple: its model is in `trained` already
         self.documents_per_row = documents_per_row
@@ -93,9 +96,11 @@ class RALT(Objective):
     def _rows(self, example: Example, found: Sequence[Document], dice: random.Random) -> list[list[Document]]:
         documents = list(found)
         if self.training and self.gold_share and documents:
+            out = self.exclude_ids(example) if self.exclude_ids else ()
+            golds = [id for id in example.positives if id not in out]
             missing = not {document.id for document in documents} & set(example.positives)
-            if missing and example.positives and dice.random() < self.gold_share:
-                documents[-1:] = self.rag.dense.store.get([dice.choice(example.positives)])
+            if missing and golds and dice.random() < self.gold_share:
+                documents[-1:] = self.rag.dense.store.get([dice.choice(golds)])
         if self.training and self.shuffle:
             dice.shuffle(documents)
         size = self.documents_per_row or max(len(documents), 1)

@@ -40,10 +40,10 @@ class SentenceLoss(Objective):
         super().__init__(rag, parts=["retriever/"], depth=0)
         made = loss(rag.dense.encoder.model)
         encoder = set(rag.dense.encoder.parameters())
-        if any(parameter not in encoder for parameter in made.parameters()):
+        if any(parameter.requires_grad and parameter not in encoder for parameter in made.parameters()):
             raise ConfigError(
                 f"{type(made).__name__} has weights of its own, which would be lost after training; "
-                "use a loss that trains the encoder alone"
+                "use a loss that trains the encoder alone, or freeze them (a guide model, say)"
             )
         self.made = (made,)  # in a tuple: the encoder's weights are in `trained` already
         self.labels = labels

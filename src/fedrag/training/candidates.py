@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from fedrag.errors import TrainingError
+from fedrag.errors import InputError, TrainingError
 from fedrag.objectives.objective import Objective
 from fedrag.types import Document, Example
 
@@ -62,9 +62,14 @@ class CandidateTable:
         """Write the ids, so that a resumed run goes on with the same documents."""
         path.write_text(json.dumps(self.ids), encoding="utf-8")
 
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote; the documents come from the store."""
+    def load(self, path: Path, examples: Sequence[Example]) -> None:
+        """Read what `save` wrote; the documents come from the store. Raises `InputError` where it lacks an example."""
         self.ids = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := next((example for example in examples if _key(example) not in self.ids), None):
+            raise InputError(
+                f"the checkpoint was written with other training examples: {path} has no documents for "
+                f"{unknown.question[:80]!r}; resume with the training set that it was written with"
+            )
         wanted = list(dict.fromkeys(id for row in self.ids.values() for id in row))
         self._documents = dict(zip(wanted, self.objective.rag.dense.store.get(wanted), strict=True))
 
@@ -84,5 +89,7 @@ def from_writer(value: T) -> T:
 
 
 def _key(example: Example) -> str:
-    parts = json.dumps([example.question, example.answers, example.positives, example.negatives])
+    # with the metadata, which may be what decides the documents that an example must not have
+    fields = [example.question, example.answers, example.positives, example.negatives, example.metadata]
+    parts = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -36,6 +36,7 @@ from fedrag.types import Example
 _log = logging.getLogger(__name__)
 _WEIGHTS = "trainable.safetensors"
 _CANDIDATES = "candidates.json"
+_MEMORY = "memory.safetensors"
 
 Refresh = Literal["never", "epoch"] | int
 
@@ -51,7 +52,8 @@ class RAGTrainer(Trainer):
         learning_rates: per component, "retriever" or "generator", in place of `args.learning_rate`.
         refresh: when the candidates are retrieved anew, with the encoder as it then is: "never" (once, at the
             start), every "epoch", or every so many steps. Where the document side is trained, its documents are
-            embedded anew first, which costs one pass over the store.
+            embedded anew first, which costs one pass over the store. A retriever that stays as it is finds the same,
+            and is asked once.
         evaluator: makes the report behind the task metrics; `None` asks the system when it has a generator and the
             examples have answers, and measures retrieval alone otherwise.
         callbacks: further callbacks of transformers.
@@ -103,6 +105,7 @@ class RAGTrainer(Trainer):
             callbacks=[*(callbacks or []), _Refresh(self, refresh)],
             optimizers=cast(Any, optimizers),
         )
+        torch.nn.ModuleList(objective.rag.parts().values()).to(args.device)  # the frozen parts too: they work together
 
     def train(
         self,
@@ -117,8 +120,13 @@ class RAGTrainer(Trainer):
         Args:
             final: embed the documents anew at the end, where their side was trained.
         """
-        rag = self.objective.rag
-        everything = {**rag.named_parameters(), **self.objective.trainable()}
+        everything = self.objective.rag.named_parameters()
+        if gone := sorted(set(self.objective.trainable()) - set(everything)):
+            raise TrainingError(
+                f"{type(self.objective).__name__} trains {gone[0]!r}, which the system has no more: its encoder got a "
+                "second tower since; make the objective and the trainer anew"
+            )
+        self._numbers.clear()
         self.objective.candidates = self.candidates
         try:
             with only_training(self.objective.trainable().values(), everything.values()):
@@ -126,6 +134,8 @@ class RAGTrainer(Trainer):
         finally:
             self.objective.candidates = self.objective.find
             self.objective.eval()
+            if self.args.activation_checkpointing:
+                self.objective.activation_checkpointing_disable()
             self._resumed_from = None
         if final:
             self.refresh_index()
@@ -209,15 +219,17 @@ class RAGTrainer(Trainer):
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write what is trained, by canonical name, and the candidates in use."""
+        """Write what is trained, by canonical name, the candidates in use and what the objective remembers."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or cast(str, self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: p.detach().contiguous().clone() for name, p in self.objective.trainable().items()}
         save_file(state, folder / _WEIGHTS)
-        if self.candidates.ids:
+        if self.candidates.ids and isinstance(self.objective.rag.retriever, DenseRetriever):
             self.candidates.save(folder / _CANDIDATES)
+        if memory := self.objective.memory():
+            save_file(memory, folder / _MEMORY)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -243,8 +255,11 @@ class RAGTrainer(Trainer):
 
     def start(self) -> None:
         """Get the candidates of the run's first step: retrieved, or those of the checkpoint that it goes on from."""
-        if self._resumed_from is not None and (self._resumed_from / _CANDIDATES).is_file():
-            self.candidates.load(self._resumed_from / _CANDIDATES)
+        folder = self._resumed_from
+        if folder is not None and (folder / _MEMORY).is_file():
+            self.objective.recall(load_file(folder / _MEMORY))
+        if folder is not None and (folder / _CANDIDATES).is_file():
+            self.candidates.load(folder / _CANDIDATES, self._train_examples())
         else:
             self.refresh_candidates()
 
@@ -258,20 +273,19 @@ class _Refresh(TrainerCallback):
     def __init__(self, trainer: RAGTrainer, policy: Refresh) -> None:
         self.trainer = trainer
         self.policy = policy
+        self.moving = any(name.startswith("retriever/") for name in trainer.objective.trainable())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.start()
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.policy == "epoch" and state.global_step < state.max_steps:
-            self.trainer.refresh_candidates()
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if (
-            isinstance(self.policy, int)
-            and state.global_step % self.policy == 0
-            and state.global_step < state.max_steps
-        ):
+        # the epoch's end too is seen here, and not in on_epoch_end: a checkpoint of its last step is written between
+        # the two, and must hold the candidates of the next step
+        if isinstance(self.policy, int):
+            due = state.global_step % self.policy == 0
+        else:
+            due = self.policy == "epoch" and float(state.epoch or 0).is_integer()
+        if due and self.moving and state.global_step < state.max_steps:
             self.trainer.refresh_candidates()
 
 
@@ -317,6 +331,15 @@ def _check(
             f"train_sampling_strategy={args.train_sampling_strategy!r} needs token columns; examples are grouped by "
             "length inside the generator: use 'random' or 'sequential'"
         )
+    for name in (
+        "label_smoothing_factor",
+        "neftune_noise_alpha",
+        "use_liger_kernel",
+        "fp16_full_eval",
+        "bf16_full_eval",
+    ):
+        if value := getattr(args, name):
+            raise ConfigError(f"{name}={value!r} does nothing for an objective: leave it out of TrainingArguments")
     components = {name.split("/")[0] for name in objective.trainable()}
     unknown = set(rates) - components
     if unknown:
