@@ -90,8 +90,7 @@ class Journal:
 
     def _append(self, data: bytes) -> None:
         with self._path.open("r+b") as file:
-            file.truncate(self._end)  # drops what an interrupted write left
-            file.seek(self._end)
+            file.seek(self._end)  # over what an interrupted write left
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -143,6 +143,7 @@ class Matrix:
         scores = torch.empty((len(queries), whole), dtype=torch.float32, device="cpu")  # [n, m]
         scores[:, rows:] = -torch.inf
         matrix = self._view(rows)
+        # written with out=, which autocast leaves in float32
         if self.dtype == "float32":
             torch.mm(queries, matrix.T, out=scores[:, :rows])
         else:

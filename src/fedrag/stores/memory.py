@@ -112,7 +112,7 @@ class MemoryStore:
         if k < 1:
             raise InputError(f"k is {k}; ask for at least one hit")
         test = compile_filter(where) if where is not None else None
-        with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with self._lock, torch.no_grad():
             if self._matrix is not None:
                 self._matrix.check_width(queries)
             keep = self._living()
