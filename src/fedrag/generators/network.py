@@ -46,6 +46,11 @@ class Network:
         """Where token ids go."""
         return self.model.get_input_embeddings().weight.device
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model knows."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
     def states(
         self,
         ids: Tensor,
@@ -120,11 +125,10 @@ class Network:
         if "past_key_values" not in self._accepted:
             return False
         one, two = [3, 1, 2, 4, 2, 1, 3], [1, 2, 4, 1, 2, 3]  # prefixes of 4 and 2, suffixes of 3 and 4
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        whole = torch.tensor([one, [*two, 0]], device=self.device) % vocabulary  # [2, 7]
+        whole = torch.tensor([one, [*two, 0]], device=self.device) % self.vocabulary  # [2, 7]
         mask = torch.tensor([[1] * 7, [1] * 6 + [0]], device=self.device)
         expected, _ = self.states(whole, mask)
-        prefix = torch.tensor([one[:4], [0, 0, *two[:2]]], device=self.device) % vocabulary  # [2, 4]
+        prefix = torch.tensor([one[:4], [0, 0, *two[:2]]], device=self.device) % self.vocabulary  # [2, 4]
         before = torch.tensor([[1] * 4, [0, 0, 1, 1]], device=self.device)
         _, cache = self.states(prefix, before, positions=positions_of(before), use_cache=True)
         if not isinstance(cache, DynamicCache):
@@ -132,7 +136,7 @@ class Network:
         if not all(isinstance(layer, DynamicLayer | LinearAttentionLayer) for layer in cache.layers):
             return False
         expand(cache, torch.tensor([0, 1, 1], device=self.device))
-        suffix = torch.tensor([[*one[4:], 0], two[2:], two[2:]], device=self.device) % vocabulary  # [3, 4]
+        suffix = torch.tensor([[*one[4:], 0], two[2:], two[2:]], device=self.device) % self.vocabulary  # [3, 4]
         after = torch.tensor([[1, 1, 1, 0], [1] * 4, [1] * 4], device=self.device)
         both = torch.cat([before[[0, 1, 1]], after], dim=1)  # [3, 8]
         got, _ = self.states(suffix, both, positions=positions_of(both)[:, 4:], cache=cache, use_cache=True)

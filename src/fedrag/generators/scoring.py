@@ -20,7 +20,8 @@ torch.Size([2])
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ from fedrag.generators.network import Network, expand, positions_of
 from fedrag.ops.likelihood import IGNORED, sum_rows, supervised, token_logprobs
 
 _SHARED = 16  # tokens that a prefix needs to be worth a pass of its own
-_FULL = 2048  # tokens from which a batch may close for the sake of less padding
+_PADDED = 8  # a batch of more than 1/8 of the token budget closes for the sake of less padding
 _LOGITS = 2**27  # logits held at a time: half a gigabyte in float32
+_LOGITS_CPU = 2**23  # without gradient on a CPU: a piece that the allocator can use again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,25 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """Rows that share their first `prefix` tokens: one query's pairs, or a single pair with `prefix` 0."""
+class _Row:
+    """A pair on its way: its place in the caller's order, and the group whose prefix it continues."""
 
-    rows: tuple[int, ...]
-    prefix: int
-    longest: int  # tokens of the longest row, prefix included
+    place: int
+    pair: Pair
+    group: int = 0
+    skip: int = 0  # tokens that are in the prefix
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.prefix, self.longest - self.prefix
+    def tail(self) -> int:
+        return len(self.pair) - self.skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """The beginnings of some groups, run through the model: their cache, and their mask `[g, p]`."""
+
+    cache: Any
+    mask: Tensor
 
 
 def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, batch_tokens: int) -> Tensor:
@@ -68,13 +79,14 @@ def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, 
     """
     differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in network.model.parameters())
     share = group > 1 and network.can_share and not differentiable
-    units = list(_units(pairs, group, batch_tokens) if share else _singles(pairs, range(len(pairs))))
     order: list[int] = []
     parts: list[Tensor] = []
     with torch.set_grad_enabled(differentiable), _precision(network, differentiable):
-        for batch in _batches(units, batch_tokens):
-            order.extend(row for unit in batch for row in unit.rows)
-            parts.append(_run(network, pairs, batch, pad))
+        for heads, rows in _plan(pairs, group if share else 1, batch_tokens):
+            prefix = _run_prefix(network, heads, pad) if heads else None
+            for batch in _batches(rows, max(map(len, heads), default=0), batch_tokens):
+                order.extend(row.place for row in batch)
+                parts.append(_run(network, batch, prefix, pad))
     asked = torch.empty(len(order), dtype=torch.long)
     asked[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
     return torch.cat(parts)[asked.to(parts[0].device)] if parts else torch.zeros(0)
@@ -86,76 +98,79 @@ def _precision(network: Network, differentiable: bool) -> torch.autocast:
     return torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=wanted)
 
 
-def _singles(pairs: Sequence[Pair], rows: Iterable[int]) -> Iterator[_Unit]:
-    return (_Unit((row,), 0, len(pairs[row])) for row in rows)
-
-
-def _units(pairs: Sequence[Pair], group: int, batch_tokens: int) -> Iterator[_Unit]:
+def _plan(pairs: Sequence[Pair], group: int, batch_tokens: int) -> Iterator[tuple[list[list[int]], list[_Row]]]:
+    """Yield prefixes that fit into one pass, with the rows that continue them; first no prefix, with all other rows."""
+    alone: list[_Row] = []
+    shared: list[tuple[list[int], range]] = []
     for start in range(0, len(pairs), group):
-        rows = range(start, min(start + group, len(pairs)))
-        longest = max(len(pairs[row]) for row in rows)
-        prefix = _common([pairs[row].prompt for row in rows])
-        if prefix < _SHARED:
-            yield from _singles(pairs, rows)
-            continue
-        step = max(1, batch_tokens // longest)
-        for at in range(0, len(rows), step):
-            part = rows[at : at + step]
-            yield _Unit(tuple(part), prefix, max(len(pairs[row]) for row in part))
+        places = range(start, min(start + group, len(pairs)))
+        head = _common([pairs[place].prompt for place in places]) if group > 1 else []
+        if len(head) >= _SHARED:
+            shared.append((head, places))
+        else:
+            alone.extend(_Row(place, pairs[place]) for place in places)
+    yield [], alone
+    shared.sort(key=lambda found: len(found[0]), reverse=True)
+    while shared:
+        taken = shared[: max(1, batch_tokens // len(shared[0][0]))]
+        shared = shared[len(taken) :]
+        rows = [_Row(i, pairs[i], g, len(head)) for g, (head, places) in enumerate(taken) for i in places]
+        yield [head for head, _ in taken], rows
 
 
-def _common(prompts: Sequence[list[int]]) -> int:
+def _common(prompts: Sequence[list[int]]) -> list[int]:
     # the last token of every prompt stays out: its state predicts the first token of the target
     first, last = min(prompts), max(prompts)  # in lexical order these two differ the earliest
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
+    limit = max(0, min(len(prompt) for prompt in prompts) - 1)
+    return first[: next((i for i in range(limit) if first[i] != last[i]), limit)]
 
 
-def _batches(units: Sequence[_Unit], batch_tokens: int) -> Iterator[list[_Unit]]:
-    batch: list[_Unit] = []
-    rows = width = prefix = 0
-    for unit in sorted(units, key=lambda unit: unit.size, reverse=True):
-        wider = max(width, unit.longest - unit.prefix)
-        deeper = max(prefix, unit.prefix)
-        crowded = (rows + len(unit.rows)) * (wider + deeper) > batch_tokens
-        padded = rows * (width + prefix) >= _FULL and 4 * unit.longest < 3 * (wider + deeper)
-        if batch and (crowded or padded or (unit.prefix == 0) != (prefix == 0)):
-            yield batch
-            batch, rows, wider, deeper = [], 0, unit.longest - unit.prefix, unit.prefix
-        batch.append(unit)
-        rows, width, prefix = rows + len(unit.rows), wider, deeper
+def _batches(rows: Sequence[_Row], prefix: int, batch_tokens: int) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: row.tail, reverse=True):
+        if batch:
+            crowded = (len(batch) + 1) * (prefix + batch[0].tail) > batch_tokens
+            padded = len(batch) * batch[0].tail * _PADDED >= batch_tokens and 4 * row.tail < 3 * batch[0].tail
+            if crowded or padded:
+                yield batch
+                batch = []
+        batch.append(row)
     if batch:
         yield batch
 
 
-def _run(network: Network, pairs: Sequence[Pair], batch: Sequence[_Unit], pad: int) -> Tensor:
-    tails = [(pairs[row], unit.prefix) for unit in batch for row in unit.rows]
-    whole = [[*pair.prompt, *pair.target][skip:] for pair, skip in tails]
-    ids, mask = padded(whole, pad, network.device)  # [n, t]
+def _run_prefix(network: Network, heads: Sequence[list[int]], pad: int) -> _Prefix:
+    ids, mask = padded(heads, pad, network.device, left=True)  # [g, p]
+    _, cache = network.states(ids, mask, positions=positions_of(mask), use_cache=True, last=1)
+    return _Prefix(cache, mask)
+
+
+def _run(network: Network, batch: Sequence[_Row], prefix: _Prefix | None, pad: int) -> Tensor:
+    ids, mask = padded(
+        [[*row.pair.prompt, *row.pair.target][row.skip :] for row in batch], pad, network.device
+    )  # [n, t]
     labels = torch.full(ids.shape, IGNORED)  # [n, t]
-    for i, (pair, skip) in enumerate(tails):
-        at = len(pair.prompt) - skip
-        labels[i, at : at + len(pair.target)] = torch.tensor(pair.target)
-    first = int((labels != IGNORED).any(0).nonzero()[0])  # the earliest supervised position of any row
-    last = ids.shape[1] - first + 1
-    cache, positions, use_cache = None, None, False
-    if batch[0].prefix:
-        heads = [pairs[unit.rows[0]].prompt[: unit.prefix] for unit in batch]
-        prefix, before = padded(heads, pad, network.device, left=True)  # [g, p]
-        _, cache = network.states(prefix, before, positions=positions_of(before), use_cache=True, last=1)
-        repeats = torch.tensor([len(unit.rows) for unit in batch], device=network.device)
-        rows = torch.arange(len(batch), device=network.device).repeat_interleave(repeats)  # [n]
-        expand(cache, rows)
-        mask = torch.cat([before[rows], mask], dim=1)  # [n, p+t]
-        positions, use_cache = positions_of(mask)[:, before.shape[1] :], True
-    states, _ = network.states(ids, mask, positions=positions, cache=cache, use_cache=use_cache, last=last)
+    for i, row in enumerate(batch):
+        at = len(row.pair.prompt) - row.skip
+        labels[i, at : at + len(row.pair.target)] = torch.tensor(row.pair.target)
+    last = ids.shape[1] + 1 - int((labels != IGNORED).any(0).nonzero()[0])  # positions from the first that predicts
+    if prefix is None:
+        states, _ = network.states(ids, mask, last=last)
+    else:
+        groups = torch.tensor([row.group for row in batch], device=network.device)  # [n]
+        cache = deepcopy(prefix.cache)  # other batches continue it, too
+        expand(cache, groups)
+        mask = torch.cat([prefix.mask[groups], mask], dim=1)  # [n, p+t]
+        positions = positions_of(mask)[:, prefix.mask.shape[1] :]  # [n, t]
+        states, _ = network.states(ids, mask, positions=positions, cache=cache, use_cache=True, last=last)
     labels = labels[:, -states.shape[1] :].to(states.device)
     chosen, targets, owners = supervised(states, labels)  # [s, d], [s], [s]
-    return sum_rows(_target_logprobs(network, chosen, targets), owners, len(whole))
+    return sum_rows(_target_logprobs(network, chosen, targets), owners, len(batch))
 
 
 def _target_logprobs(network: Network, states: Tensor, targets: Tensor) -> Tensor:
-    step = max(1, _LOGITS // int(network.model.get_input_embeddings().weight.shape[0]))
+    cached = not torch.is_grad_enabled() and states.device.type == "cpu"
+    step = max(1, (_LOGITS_CPU if cached else _LOGITS) // network.vocabulary)
     if len(targets) <= step:
         return token_logprobs(network.logits(states), targets)
 
