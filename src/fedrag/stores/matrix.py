@@ -92,8 +92,11 @@ class Matrix:
         self._note(vectors)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return a float32 copy of these `[n]` rows."""
-        return self._view(len(self._values))[rows].float()  # [n, d]
+        """Return a float32 copy `[..., d]` of these `[...]` rows."""
+        values = self._values[rows.numpy()]  # [n, d]
+        if self.dtype == "bfloat16":  # its bits are the upper half of a float32
+            values = (values.astype("<u4") << 16).view("<f4")
+        return torch.from_numpy(values)
 
     def taken(self, rows: Tensor) -> Matrix:
         """Return a new matrix of these `[n]` rows, in this order."""
@@ -135,8 +138,10 @@ class Matrix:
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
         """Return the float32 scores `[n, k]` of `[n, d]` queries and their own `[n, k]` rows."""
-        vectors = self.take(rows.flatten()).double().view(*rows.shape, self.width)  # [n, k, d]
-        return vectors.mul_(queries.double()[:, None]).sum(-1).float()
+        # in NumPy, which stays in this thread: for arrays of this size, waking others costs more than they save
+        vectors = self.take(rows).numpy().astype(np.float64)  # [n, k, d]
+        vectors *= queries.double().numpy()[:, None]
+        return torch.from_numpy(vectors.sum(-1).astype(np.float32))
 
     def _products(self, queries: Tensor, rows: int) -> Tensor:
         whole = -(-rows // _GROUP) * _GROUP
@@ -189,6 +194,8 @@ class Matrix:
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k best of `[n, m]` scores and their columns; m is a whole number of groups."""
     n, m = scores.shape
+    if n == 1:
+        return scores.topk(k)
     grouped = scores.view(n, m // _GROUP, _GROUP)
     # the k best values lie in the k groups with the best maxima
     groups = grouped.amax(-1).topk(min(k, m // _GROUP)).indices  # [n, k]
