@@ -1,4 +1,4 @@
-"""Make the quickstart's base language model: about eight minutes on one CPU thread, nothing downloaded.
+"""Make the quickstart's base language model: about six minutes of one CPU thread, nothing downloaded.
 
     python scripts/make_base.py
 
@@ -8,7 +8,7 @@ Tilu ." ... "The captain of Ramon is Tilu ."). No fact occurs in two pieces of p
 be known by heart, and the facts of a piece share entities or relations, hence both must be minded. It never sees a
 question, nor the words "Context" and "Answer" in their places: that is left to fine-tuning.
 
-What made it learn within minutes (each found by trial, see LOG.md for those that failed): short convolutions below one
+What made it learn within minutes, each found by trial: short convolutions below one
 attention layer (LFM2); attention that starts near the identity, so that equal tokens look at each other at once; random
 repeated sequences, mixed in at first and faded out; and a loss on the second telling only, since the first is noise.
 
