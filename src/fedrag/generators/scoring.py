@@ -33,6 +33,7 @@ from fedrag.generators.network import Network, expand, positions_of
 from fedrag.ops.likelihood import IGNORED, sum_rows, supervised, token_logprobs
 
 _SHARED = 16  # tokens that a prefix needs to be worth a pass of its own
+_CPU_TOKENS = 1024  # in a batch without gradient on a CPU: what its caches hold (15-20 % faster than 16384, measured)
 _PADDED = 8  # a batch of more than 1/8 of the token budget closes for the sake of less padding
 _LOGITS = 2**27  # logits held at a time: half a gigabyte in float32
 _LOGITS_CPU = 2**23  # without gradient on a CPU: a piece that the allocator can use again
@@ -79,12 +80,13 @@ def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, 
     """
     differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in network.model.parameters())
     share = group > 1 and network.can_share and not differentiable
+    run_tokens = min(batch_tokens, _CPU_TOKENS) if network.device.type == "cpu" and not differentiable else batch_tokens
     order: list[int] = []
     parts: list[Tensor] = []
     with torch.set_grad_enabled(differentiable), _precision(network, differentiable):
         for heads, rows in _plan(pairs, group if share else 1, batch_tokens):
             prefix = _run_prefix(network, heads, pad) if heads else None
-            for batch in _batches(rows, max(map(len, heads), default=0), batch_tokens):
+            for batch in _batches(rows, max(map(len, heads), default=0), batch_tokens, run_tokens):
                 order.extend(row.place for row in batch)
                 parts.append(_run(network, batch, prefix, pad))
     asked = torch.empty(len(order), dtype=torch.long)
@@ -125,12 +127,14 @@ def _common(prompts: Sequence[list[int]]) -> list[int]:
     return first[: next((i for i in range(limit) if first[i] != last[i]), limit)]
 
 
-def _batches(rows: Sequence[_Row], prefix: int, batch_tokens: int) -> Iterator[list[_Row]]:
+def _batches(rows: Sequence[_Row], prefix: int, held: int, run: int) -> Iterator[list[_Row]]:
+    # `held` bounds the tokens in memory, the prefix repeated for every row; `run` those that go through the model
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda row: row.tail, reverse=True):
         if batch:
-            crowded = (len(batch) + 1) * (prefix + batch[0].tail) > batch_tokens
-            padded = len(batch) * batch[0].tail * _PADDED >= batch_tokens and 4 * row.tail < 3 * batch[0].tail
+            widest, count = batch[0].tail, len(batch) + 1
+            crowded = count * (prefix + widest) > held or count * widest > run
+            padded = len(batch) * widest * _PADDED >= run and 4 * row.tail < 3 * widest
             if crowded or padded:
                 yield batch
                 batch = []
