@@ -48,26 +48,29 @@ def _backend(kind: Kind, vocab: int, specials: tuple[str, ...]) -> str:
         backend.add_special_tokens(list(specials))
         return backend.to_str()
     if kind == "wordpiece":
-        backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        # written down and not trained: a trained one differs from process to process
+        letters = sorted({letter.lower() for letter in _printable()})
+        pieces = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+        words = sorted(set(TEXT.lower().split()) - set(letters))
+        vocabulary = {piece: i for i, piece in enumerate([*pieces, *words][:vocab])}
+        backend = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(cleanup=False)
-        trainer: Any = trainers.WordPieceTrainer(
-            vocab_size=vocab, special_tokens=list(specials), show_progress=False, initial_alphabet=_printable()
-        )
+        backend.add_special_tokens(list(specials))
+        return backend.to_str()
+    backend = Tokenizer(models.BPE(unk_token="<unk>" if kind == "metaspace" else None))
+    if kind == "bpe":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
-        backend = Tokenizer(models.BPE(unk_token="<unk>" if kind == "metaspace" else None))
-        if kind == "bpe":
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = decoders.ByteLevel()
-            alphabet = pre_tokenizers.ByteLevel.alphabet()
-        else:
-            backend.pre_tokenizer = pre_tokenizers.Metaspace()
-            backend.decoder = decoders.Metaspace()
-            alphabet = _printable()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab, special_tokens=list(specials), show_progress=False, initial_alphabet=sorted(alphabet)
-        )
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        alphabet = _printable()
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(specials), show_progress=False, initial_alphabet=sorted(alphabet)
+    )
     backend.train_from_iterator(TEXT.split("\n"), trainer)
     return backend.to_str()
 

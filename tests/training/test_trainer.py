@@ -138,7 +138,7 @@ def test_evaluation_leaves_training_as_it_was(tmp_path):
     def run(**settings):
         rag = tiny_system(kind="bert", dropout=0.2)
         args = arguments(tmp_path, max_steps=5, **settings)
-        RAGTrainer(LSR(rag, k=4), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:5], args=args).train()
+        RAGTrainer(LSR(rag, k=4), train_dataset=EXAMPLES[5:], eval_dataset=EXAMPLES[:5], args=args).train()
         return weights(rag)
 
     assert not moved(run(), run(eval_strategy="steps", eval_steps=1))
