@@ -1,0 +1,211 @@
+"""Act B of the quickstart: the whole loop, retriever and generator, on the invented world.
+
+Every trained regime starts from the same untrained retriever and the same shipped base, and gets the same number of
+steps in all: "RALT" alone as many as "RALT, then LSR" together. Exact match comes from real greedy generation over
+held-out facts, in five settings:
+
+- *end to end*: the reader gets the best passage that the regime's own retriever finds in the whole store;
+- *gold among four*: the gold passage and three hard distractors, see `fedrag.quickstart.world.gold_context`;
+- *gold passage* and *random passage*: one passage, the right one or any other;
+- *no context*: the question alone.
+
+The base has never seen a question, so it cannot teach a retriever (the control that lets it shows that). LSR is
+therefore taught by the reader that RALT made; "LSR, frozen reader" has the retriever that it taught and the base as it was.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from fedrag.encoders.sentence import SentenceEncoder
+from fedrag.evaluation import Report, evaluate
+from fedrag.generators.causal import CausalLM
+from fedrag.objectives.lsr import LSR
+from fedrag.objectives.objective import Objective
+from fedrag.objectives.ralt import RALT
+from fedrag.prompts import Prompt
+from fedrag.quickstart.world import BASE, TEMPLATE, World, gold_context, world_retriever
+from fedrag.rag import RAGSystem
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.lexical import BM25
+from fedrag.stores.memory import MemoryStore
+from fedrag.training.trainer import RAGTrainer, Refresh
+from fedrag.types import Document, Example, Hit, Retriever, Where
+
+END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE = (
+    "end to end",
+    "gold among four",
+    "gold passage",
+    "random passage",
+    "no context",
+)
+SETTINGS = (END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Training steps of the two halves; a regime with one half gets the sum."""
+
+    ralt: int = 300
+    lsr: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """A retriever that knows its hits beforehand, by question: the oracle and random controls."""
+
+    documents: Mapping[str, Sequence[Document]]
+
+    def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
+        """Return the first k documents that belong to each query."""
+        return [_ranked(self.documents[query][:k]) for query in queries]
+
+
+class Practice(RALT):
+    """RALT on four passages: half of the time a hard context with the gold one in it, else four of the best eight.
+
+    The hard contexts follow the rule of the setting *gold among four*, with facts of the training questions. Where the
+    gold passage is in none of the four, it takes the last one's place seven times in ten.
+    """
+
+    def __init__(self, rag: RAGSystem, world: World, seed: int) -> None:
+        super().__init__(rag, k=8, gold_share=0.7)
+        self.world = world
+        self.dice = random.Random(seed)
+
+    def find(self, examples: Sequence[Example]) -> list[list[Document]]:
+        """Four documents per example, drawn anew at each call."""
+        return [
+            gold_context(self.world, example, seed=self.dice.randrange(10**6))
+            if self.dice.random() < 0.5
+            else self.dice.sample(found, min(4, len(found)))
+            for example, found in zip(examples, super().find(examples), strict=True)
+        ]
+
+
+class OnStrangers(RALT):
+    """A control: RALT on what is retrieved for other questions, text of the right kind that is no help."""
+
+    def find(self, examples: Sequence[Example]) -> list[list[Document]]:
+        """The documents of the example before."""
+        return super().find([*examples[-1:], *examples[:-1]])
+
+
+def make_system(world: World, seed: int) -> RAGSystem:
+    """The untrained system: a random static encoder, the shipped base with new adapters, every passage of the world."""
+    torch.manual_seed(seed)  # of the adapters
+    retriever = DenseRetriever(SentenceEncoder(world_retriever(seed)), MemoryStore(), batch_size=256)
+    generator = CausalLM(BASE, lora=16, max_new_tokens=3)
+    prompt = Prompt(template=TEMPLATE, document_template="{text}")
+    rag = RAGSystem(retriever=retriever, generator=generator, top_k=1, prompt=prompt)
+    rag.add(world.documents, progress=False)
+    return rag
+
+
+def train_ralt(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
+    """RALT as `Practice` says, on contexts drawn anew every 20 steps."""
+    _train(Practice(rag, world, seed), world, steps, seed, rate=5e-3, refresh=20)
+
+
+def train_lsr(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
+    """LSR of both towers on the best eight passages, retrieved anew every 15 steps."""
+    _train(LSR(rag, k=8, train="both"), world, steps, seed, rate=0.04, refresh=15)
+
+
+def run_regimes(
+    world: World,
+    seed: int,
+    steps: Steps,
+    questions: Sequence[Example],
+    announce: Callable[[str], None],
+    *,
+    controls: bool,
+) -> dict[str, dict[str, Report]]:
+    """Train and measure every regime of the table: reports by regime and setting."""
+    reports: dict[str, dict[str, Report]] = {}
+
+    def report(name: str, rag: RAGSystem) -> None:
+        announce(name)
+        reports[name] = measure(rag, world, questions)
+
+    untrained = make_system(world, seed)
+    report("frozen", untrained)
+    tuned = make_system(world, seed)
+    train_ralt(tuned, world, steps.ralt, seed)
+    further = make_system(world, seed)
+    _copy(tuned.generator, further.generator)
+    train_ralt(further, world, steps.lsr, seed + 1)
+    report("RALT", further)
+    train_lsr(tuned, world, steps.lsr, seed)
+    report("LSR, frozen reader", RAGSystem(**{**_parts(tuned), "generator": untrained.generator}))
+    report("RALT, then LSR", tuned)
+    lexical = RAGSystem(**{**_parts(further), "retriever": BM25(world.documents)})
+    reports["RALT, with BM25"] = {END_TO_END: measure(lexical, world, questions)[END_TO_END]}
+    if controls:
+        total = steps.ralt + steps.lsr
+        taught_by_base = make_system(world, seed)
+        train_lsr(taught_by_base, world, total, seed)
+        report("control: LSR taught by the base", taught_by_base)
+        strange = make_system(world, seed)
+        _train(OnStrangers(strange, k=4), world, total, seed, rate=5e-3, refresh=20)
+        report("control: RALT on others' passages", strange)
+        closed = make_system(world, seed)
+        _train(RALT(closed, k=0), world, total, seed, rate=5e-3, refresh=20)
+        report("control: answers without passages", closed)
+    return reports
+
+
+def measure(rag: RAGSystem, world: World, questions: Sequence[Example]) -> dict[str, Report]:
+    """Ask the questions in every setting."""
+    passages = {document.id: document for document in world.documents}
+    dice = random.Random(0)
+    others = {q.question: [dice.choice([d for d in world.documents if d.id not in q.positives])] for q in questions}
+    contexts: dict[str, tuple[Retriever, int]] = {
+        END_TO_END: (rag.retriever, rag.top_k),
+        AMONG_FOUR: (Contexts({q.question: gold_context(world, q) for q in questions}), 4),
+        GOLD: (Contexts({q.question: [passages[q.positives[0]]] for q in questions}), 1),
+        RANDOM: (Contexts(others), 1),
+        NONE: (rag.retriever, 0),
+    }
+    reports: dict[str, Report] = {}
+    for setting, (retriever, k) in contexts.items():
+        asked = RAGSystem(**{**_parts(rag), "retriever": retriever, "top_k": k})
+        depth = 10 if setting == END_TO_END else None
+        reports[setting] = evaluate(asked, questions, depth=depth, batch_size=128, progress=False, cluster="entity")
+    return reports
+
+
+def _ranked(documents: Sequence[Document]) -> list[Hit]:
+    return [Hit(document, 1 / rank) for rank, document in enumerate(documents, start=1)]
+
+
+def _parts(rag: RAGSystem) -> dict[str, Any]:
+    return {"retriever": rag.retriever, "generator": rag.generator, "top_k": rag.top_k, "prompt": rag.prompt}
+
+
+def _copy(source: Any, target: Any) -> None:
+    target.model.load_state_dict(source.model.state_dict())
+
+
+def _train(objective: Objective, world: World, steps: int, seed: int, *, rate: float, refresh: Refresh) -> None:
+    with TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=32,
+            learning_rate=rate,
+            warmup_steps=10,
+            adam_beta2=0.98,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+        )
+        RAGTrainer(objective, train_dataset=world.train, args=args, refresh=refresh).train()
