@@ -57,7 +57,7 @@ def main() -> None:
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
         steps[args.peak]().backward()
-        print(resident("VmHWM") - before)
+        print(round(resident("VmHWM") - before, 1))
         return
     losses = {name: float(step().detach()) for name, step in steps.items()}
     if max(losses.values()) - min(losses.values()) > 1e-4:
