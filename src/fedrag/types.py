@@ -84,7 +84,7 @@ class Example:
     ) -> None:
         for name, value in (("answers", answers), ("positives", positives), ("negatives", negatives)):
             if isinstance(value, str):
-                raise InputError(f"Example.{name} takes a sequence of strings, got the string {value!r}: wrap it in a list")
+                raise InputError(f"Example.{name} takes a list of strings, got the string {value!r}: wrap it in a list")
             object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "metadata", dict(metadata or {}))

@@ -64,7 +64,7 @@ def test_a_lora_config_and_a_model_with_adapters_are_taken_as_they_are(folder: P
 
 def test_adapters_of_other_names_are_refused_before_they_are_lost():
     adapted: Any = get_peft_model(tiny_llama(), LoraConfig(r=2, task_type="CAUSAL_LM"), adapter_name="french")
-    with pytest.raises(ConfigError, match="'french'.*'default'"):
+    with pytest.raises(ConfigError, match=r"'french'.*'default'"):
         CausalLM(adapted, tiny_tokenizer())
 
 

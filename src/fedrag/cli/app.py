@@ -110,9 +110,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the report and the tuned system.")] = Path("runs/quickstart"),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller and sooner: a check that all works.")] = False,
     encoder: Annotated[str | None, typer.Option(help="Tune this encoder (name or folder) on the real text.")] = None,
-    controls: Annotated[
-        bool, typer.Option("--controls", help="Train the control regimes too; twice the time.")
-    ] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="Train control regimes too; twice the time.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds; the table shows their mean.")] = 1,
 ) -> None:
     """Tune a retriever on real text and a whole RAG system on an invented world; show before and after."""

@@ -9,8 +9,8 @@ held-out facts, in five settings:
 - *gold passage* and *random passage*: one passage, the right one or any other;
 - *no context*: the question alone.
 
-The base has never seen a question, so it cannot teach a retriever (the control that lets it shows that). LSR is
-therefore taught by the reader that RALT made; "LSR, frozen reader" has the retriever that it taught and the base as it was.
+The base has never seen a question, so it cannot teach a retriever (a control lets it, and shows that). LSR is therefore
+taught by the reader that RALT made; "LSR, frozen reader" has the retriever that it taught, and the base as it was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedrag.retrievers.dense import DenseRetriever
 from fedrag.retrievers.lexical import BM25
 from fedrag.stores.memory import MemoryStore
 from fedrag.training.trainer import RAGTrainer, Refresh
-from fedrag.types import Document, Example, Hit, Retriever, Where
+from fedrag.types import Document, Example, Generator, Hit, Retriever, Where
 
 END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE = (
     "end to end",
@@ -144,9 +144,9 @@ def run_regimes(
     train_ralt(further, world, steps.lsr, seed + 1)
     report("RALT", further)
     train_lsr(tuned, world, steps.lsr, seed)
-    report("LSR, frozen reader", RAGSystem(**{**_parts(tuned), "generator": untrained.generator}))
+    report("LSR, frozen reader", _with(tuned, generator=untrained.generator))
     report("RALT, then LSR", tuned)
-    lexical = RAGSystem(**{**_parts(further), "retriever": BM25(world.documents)})
+    lexical = _with(further, retriever=BM25(world.documents))
     reports["RALT, with BM25"] = {END_TO_END: measure(lexical, world, questions)[END_TO_END]}
     if controls:
         total = steps.ralt + steps.lsr
@@ -176,7 +176,7 @@ def measure(rag: RAGSystem, world: World, questions: Sequence[Example]) -> dict[
     }
     reports: dict[str, Report] = {}
     for setting, (retriever, k) in contexts.items():
-        asked = RAGSystem(**{**_parts(rag), "retriever": retriever, "top_k": k})
+        asked = _with(rag, retriever=retriever, top_k=k)
         depth = 10 if setting == END_TO_END else None
         reports[setting] = evaluate(asked, questions, depth=depth, batch_size=128, progress=False, cluster="entity")
     return reports
@@ -186,8 +186,20 @@ def _ranked(documents: Sequence[Document]) -> list[Hit]:
     return [Hit(document, 1 / rank) for rank, document in enumerate(documents, start=1)]
 
 
-def _parts(rag: RAGSystem) -> dict[str, Any]:
-    return {"retriever": rag.retriever, "generator": rag.generator, "top_k": rag.top_k, "prompt": rag.prompt}
+def _with(
+    rag: RAGSystem,
+    *,
+    retriever: Retriever | None = None,
+    generator: Generator | None = None,
+    top_k: int | None = None,
+) -> RAGSystem:
+    """The system with some parts replaced."""
+    return RAGSystem(
+        retriever=retriever or rag.retriever,
+        generator=generator or rag.generator,
+        top_k=rag.top_k if top_k is None else top_k,
+        prompt=rag.prompt,
+    )
 
 
 def _copy(source: Any, target: Any) -> None:

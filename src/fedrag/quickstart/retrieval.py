@@ -15,7 +15,8 @@ from transformers import TrainingArguments
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.evaluation import Report, evaluate_retriever
 from fedrag.objectives.contrastive import Contrastive
-from fedrag.quickstart.documentation import Documentation, read_documentation, static_encoder
+from fedrag.quickstart.documentation import Documentation, read_documentation
+from fedrag.quickstart.static_encoder import static_encoder
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.retrievers.lexical import BM25
@@ -41,7 +42,7 @@ def run_regimes(
     reports = {LEXICAL: _measure(BM25(text.documents), text)}
     announce(UNTRAINED)
     passages = {document.id: document.text for document in text.documents}
-    made = static_encoder([t for e in text.train for t in (e.question, passages[e.positives[0]])], seed=seed)
+    made = static_encoder([t for e in text.train for t in (e.question, passages[e.positives[0]])], width=512, seed=seed)
     model = SentenceEncoder(encoder or made)
     retriever = DenseRetriever(model, MemoryStore(), batch_size=128)
     retriever.add(text.documents)
@@ -50,9 +51,9 @@ def run_regimes(
     with TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
-            max_steps=20 if quick else 60 if encoder else 300,
+            max_steps=20 if quick else 60 if encoder else 200,
             per_device_train_batch_size=32 if encoder else 128,
-            learning_rate=5e-5 if encoder else 0.03,
+            learning_rate=5e-5 if encoder else 0.1,
             warmup_steps=0.1,
             seed=seed,
             save_strategy="no",

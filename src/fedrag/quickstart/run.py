@@ -77,9 +77,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "report.json", json.dumps(content, indent=1) + "\n")
     print(_tables(pooled, content))
-    print(
-        f"\n{content['seconds']['all']:.0f} s on {torch.get_num_threads()} threads; every figure is in {out / 'report.json'}"
-    )
+    print(f"\n{content['seconds']['all']:.0f} s on {torch.get_num_threads()} threads; all of it: {out / 'report.json'}")
     return content
 
 
