@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 from fedrag import Report
+from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 README = Path(__file__).parents[1] / "README.md"
 

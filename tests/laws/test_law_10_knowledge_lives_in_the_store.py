@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from systems import arguments
 
 from fedrag import RALT, Document, Example, RAGTrainer
 from fedrag.quickstart.loop import make_system
 from fedrag.quickstart.world import VALUES, make_world
+from systems import arguments
 
 pytestmark = pytest.mark.slow
 

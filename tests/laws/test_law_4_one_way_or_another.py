@@ -1,4 +1,4 @@
-"""Law 4: sync is async, a batch is its members, the order of documents does not matter, save then load is the identity."""
+"""Law 4: sync is async, a batch is its members, document order does not matter, save then load is the identity."""
 
 import asyncio
 
