@@ -92,22 +92,23 @@ class Seen(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("make", "metric", "rate"),
+    ("make", "metric", "size"),
     [
-        (lambda rag: RALT(rag, shuffle=False), "eval_exact_match", 1e-2),
-        (lambda rag: Contrastive(rag), "eval_recall@1", 3e-2),
+        (lambda rag: RALT(rag, shuffle=False), "eval_exact_match", 2),
+        (lambda rag: Contrastive(rag), "eval_recall@1", 12),
     ],
     ids=["ralt", "contrastive"],
 )
-def test_the_best_model_comes_back_whole(make, metric, rate, tmp_path):
+def test_the_best_model_comes_back_whole(make, metric, size, tmp_path):
     rag = tiny_system(kind="bert")
     seen = Seen(rag)
     args = arguments(
-        tmp_path, max_steps=12, per_device_train_batch_size=2, learning_rate=rate, lr_scheduler_type="constant",
+        tmp_path, max_steps=14, per_device_train_batch_size=min(size, 6), learning_rate=1e-2,
+        lr_scheduler_type="constant",
         eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=True,
     )  # fmt: skip
-    rows = EXAMPLES[:2]
+    rows = EXAMPLES[:size]
     RAGTrainer(make(rag), train_dataset=rows, eval_dataset=rows, args=args, callbacks=[seen]).train()
     values = [metrics[metric] for metrics in seen.metrics]
     best = values.index(max(values))

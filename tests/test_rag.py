@@ -1,0 +1,184 @@
+"""RAGSystem: room for the answer, closed book, filters, foreign parts, and folders that are not what they should be."""
+
+import json
+
+import pytest
+import torch
+
+from fedrag import BM25, Document, Prompt, RAGSystem, SentenceEncoder
+from fedrag.errors import BudgetError, InputError, StaleIndexError, StoreError
+from systems import DOCUMENTS, EXAMPLES, tiny_system
+from tiny import tiny_sentence_transformer
+
+QUESTION = EXAMPLES[3].question
+
+
+class Remote:
+    """A generator behind a wire: it takes prompts, and knows nothing of tokens."""
+
+    def generate(self, prompts, *, max_new_tokens=None, stop=None):
+        return [f"{prompt.count('clerk')} times" for prompt in prompts]
+
+
+@pytest.fixture
+def rag():
+    return tiny_system(kind="bert")
+
+
+def ids(hits):
+    return [hit.document.id for hit in hits]
+
+
+def test_an_answer_comes_with_its_sources_and_its_prompt(rag):
+    answer = rag.query(QUESTION)
+    assert ids(answer.hits) == ids(rag.retrieve(QUESTION))
+    assert len(answer.hits) == rag.top_k == 3
+    assert answer.prompt == rag.prompt.render(QUESTION, [hit.document for hit in answer.hits])
+    assert str(answer) == answer.text == rag.generator.generate([answer.prompt])[0]
+
+
+def test_k_is_for_one_call(rag):
+    assert ids(rag.query(QUESTION, k=5).hits) == ids(rag.retrieve(QUESTION, k=5))
+    assert len(rag.query(QUESTION, k=5).hits) == 5
+    assert len(rag.query(QUESTION).hits) == 3
+    assert [len(answer.hits) for answer in rag.query_batch([QUESTION] * 2, k=1)] == [1, 1]
+
+
+@pytest.mark.parametrize("setting", [{"k": 0}, {}], ids=["call", "system"])
+def test_closed_book_asks_the_generator_alone(rag, setting):
+    if not setting:
+        rag.top_k = 0
+    rag.dense.store.fingerprint = "stale"  # nobody looks
+    answer = rag.query(QUESTION, **setting)
+    assert answer.hits == ()
+    assert answer.prompt == rag.prompt.render(QUESTION, [])
+    assert rag.retrieve(QUESTION, k=0) == []
+
+
+def test_filters_reach_every_way_of_asking(rag):
+    where = {"field": "meta.even", "operator": "==", "value": False}
+    hits = rag.retrieve(QUESTION, k=24, where=where)
+    assert len(hits) == 12
+    assert not any(hit.document.metadata["even"] for hit in hits)
+    expected = ids(hits[:3])
+    assert ids(rag.query(QUESTION, where=where).hits) == expected != ids(rag.query(QUESTION).hits)
+    assert ids(rag.query_batch([QUESTION], where=where)[0].hits) == expected
+    assert ids(rag.stream(QUESTION, where=where).hits) == expected
+
+
+def test_documents_make_room_for_the_answer(rag):
+    rag.add([Document("The key of clerk 3 is lost . " * 60, id=f"long{n}") for n in range(4)], progress=False)
+    documents = rag.dense.store.get(["long0", "long1", "d3"])
+    generator = rag.generator
+    generator.max_length = 200
+    for known in (0, 3, 40):
+        prompt = rag.prompt_for(QUESTION, documents, answer_tokens=known)
+        room = max(known, generator.max_new_tokens)
+        assert 150 - room < len(generator.prompt_ids(prompt)) <= 200 - room
+        assert QUESTION in prompt
+        assert "is 9" in prompt  # the short document stays whole
+    assert rag.prompt_for(QUESTION, documents, answer_tokens=3) == rag.prompt_for(QUESTION, documents)
+    assert rag.query("Which key ?", k=24).text is not None
+    with pytest.raises(BudgetError, match="max_length=200"):
+        rag.query("Which key ? " * 100)
+
+
+def test_a_remote_generator_needs_no_tokens(rag):
+    remote = RAGSystem(retriever=rag.retriever, generator=Remote(), top_k=2)
+    long = [Document("clerk " * 2000, id="long")]
+    assert remote.prompt_for(QUESTION, long).count("clerk") == 2001
+    assert [answer.text for answer in remote.query_batch([QUESTION, "Who ?"])] == ["3 times", "2 times"]
+    with pytest.raises(InputError, match="Remote cannot stream"):
+        remote.stream(QUESTION)
+    assert set(remote.named_parameters()) == {n for n in rag.named_parameters() if n.startswith("retriever/")}
+
+
+def test_any_retriever_will_do(rag, tmp_path):
+    lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=rag.generator, top_k=2)
+    assert ids(lexical.query("Which key has clerk 5 ?").hits)[0] == "d5"
+    for call in (lambda: lexical.dense, lambda: lexical.add(DOCUMENTS), lambda: lexical.save(tmp_path / "rag")):
+        with pytest.raises(InputError, match="needs a DenseRetriever, the system has a BM25"):
+            call()
+    assert set(lexical.parts()) == {"generator"}
+
+
+def test_calls_that_make_no_sense_say_so(rag):
+    with pytest.raises(InputError, match="use query\\(\\)"):
+        rag.query_batch(QUESTION)
+    with pytest.raises(InputError, match="got -1"):
+        rag.query(QUESTION, k=-1)
+    with pytest.raises(InputError, match="got -2"):
+        RAGSystem(retriever=rag.retriever, top_k=-2)
+    with pytest.raises(InputError, match="no generator"):
+        RAGSystem(retriever=rag.retriever).query(QUESTION)
+    assert rag.query_batch([]) == []
+    with pytest.raises(InputError):
+        rag.add([], progress=False)
+
+
+def test_a_store_written_by_another_encoder_is_noticed(rag):
+    other = SentenceEncoder(tiny_sentence_transformer(seed=9))
+    rag.dense.encoder = other
+    with pytest.raises(StaleIndexError, match=r"refresh\(\)"):
+        rag.query(QUESTION)
+    rag.dense.refresh(progress=False)
+    assert rag.query(QUESTION).hits
+
+
+def test_parts_are_disjoint_and_hold_every_weight(rag):
+    rag.dense.encoder.untie()
+    parts = rag.parts()
+    assert set(parts) == {"retriever/query", "retriever/document", "generator"}
+    seen = [id(p) for part in parts.values() for p in part.parameters()]
+    assert len(seen) == len(set(seen)) == len(rag.named_parameters())
+    assert set(seen) == {id(p) for whole in (rag.dense.encoder, rag.generator) for p in whole.parameters()}
+
+
+def test_only_parts_that_we_know_are_saved(rag, tmp_path):
+    for generator in (Remote(), None):
+        foreign = RAGSystem(retriever=rag.retriever, generator=generator)
+        with pytest.raises(InputError, match=type(generator).__name__):
+            foreign.save(tmp_path / "rag")
+    assert not (tmp_path / "rag").exists()
+
+
+def test_another_store_can_take_the_place_of_the_saved_one(rag, tmp_path):
+    rag.save(tmp_path / "rag")
+    other = tiny_system(kind="bert").dense.store
+    other.remove(["d3"])
+    again = RAGSystem.load(tmp_path / "rag", store=other)
+    assert again.dense.store is other
+    assert "d3" not in ids(again.retrieve(QUESTION, k=24))
+
+
+def test_settings_survive(rag, tmp_path):
+    rag.prompt = Prompt(template="{documents}\nQ: {question}\nA:", document_template="* {text}", order="best_last")
+    rag.top_k = 7
+    rag.save(tmp_path / "rag")
+    again = RAGSystem.load(tmp_path / "rag")
+    assert (again.prompt, again.top_k) == (rag.prompt, 7)
+
+
+def test_folders_that_hold_no_system_are_named(rag, tmp_path):
+    with pytest.raises(StoreError, match="nowhere"):
+        RAGSystem.load(tmp_path / "nowhere")
+    rag.save(tmp_path / "rag")
+    (version,) = (entry for entry in (tmp_path / "rag").iterdir() if entry.is_dir())
+    settings = version / "fedrag.json"
+    good = json.loads(settings.read_text())
+    for damage in ("", "{", chr(123) + '"format": 1'):
+        settings.write_text(damage)
+        with pytest.raises(StoreError, match=r"fedrag\.json is missing or damaged"):
+            RAGSystem.load(tmp_path / "rag")
+    settings.write_text(json.dumps({**good, "format": 99}))
+    with pytest.raises(StoreError, match=r"has format 99.*upgrade fedrag"):
+        RAGSystem.load(tmp_path / "rag")
+    settings.unlink()
+    with pytest.raises(StoreError, match=r"fedrag\.json is missing"):
+        RAGSystem.load(tmp_path / "rag")
+
+
+def test_a_system_is_asked_without_touching_gradients(rag):
+    rag.query(QUESTION)
+    assert torch.is_grad_enabled()
+    assert all(p.grad is None for p in rag.named_parameters().values())
