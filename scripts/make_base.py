@@ -28,7 +28,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerFast
 
-from fedrag.quickstart.world import BASE, DOMAINS, ENTITIES, FILLERS, VALUES, Relation, words
+from fedrag.quickstart.facts import DOMAINS, ENTITIES, FILLERS, VALUES, Relation
+from fedrag.quickstart.world import BASE, words
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 POSITIONS = 512

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fedrag import RALT, Document, Example, RAGTrainer
+from fedrag.quickstart.facts import VALUES
 from fedrag.quickstart.loop import make_system
-from fedrag.quickstart.world import VALUES, make_world
+from fedrag.quickstart.world import make_world
 from systems import arguments
 
 pytestmark = pytest.mark.slow

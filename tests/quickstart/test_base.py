@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from fedrag.quickstart.world import BASE, NAMES, TEMPLATE, gold_context, make_world, words
+from fedrag.quickstart.facts import NAMES
+from fedrag.quickstart.world import BASE, TEMPLATE, gold_context, make_world, words
 from fedrag.types import Document
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_base.py"

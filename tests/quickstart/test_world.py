@@ -6,19 +6,8 @@ import pytest
 import torch
 
 from fedrag.errors import InputError
-from fedrag.quickstart.world import (
-    DOMAINS,
-    ENTITIES,
-    FILLERS,
-    FUNCTION_WORDS,
-    NAMES,
-    VALUES,
-    World,
-    gold_context,
-    make_world,
-    words,
-    world_retriever,
-)
+from fedrag.quickstart.facts import DOMAINS, ENTITIES, FILLERS, FUNCTION_WORDS, NAMES, VALUES
+from fedrag.quickstart.world import World, gold_context, make_world, words, world_retriever
 from fedrag.types import Example
 
 
