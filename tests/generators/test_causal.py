@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from fedrag.errors import BudgetError, ConfigError, InputError
 from fedrag.generators.causal import CausalLM
@@ -49,6 +49,13 @@ def forward_passes(lm: CausalLM) -> Iterator[list[int]]:
     handle.remove()
 
 
+def gpt2() -> Any:
+    """Positions that are learnt, not rotated: a shift by padding shows."""
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=512, initializer_range=0.3)
+    config.bos_token_id, config.eos_token_id = 1, 2
+    return seeded(GPT2LMHeadModel, config)
+
+
 def mamba() -> Any:
     return seeded(
         MambaForCausalLM, MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=2)
@@ -65,8 +72,8 @@ def test_it_is_generator_scorer_streamer_and_tokens():
 
 @pytest.mark.parametrize(
     ("model", "chat"),
-    [(tiny_llama(), False), (tiny_llama(), True), (tiny_lfm2(), False), (mamba(), False)],
-    ids=["llama", "chat", "lfm2", "without cache"],
+    [(tiny_llama(), False), (tiny_llama(), True), (tiny_lfm2(), False), (gpt2(), False), (mamba(), False)],
+    ids=["llama", "chat", "lfm2", "gpt2", "without cache"],
 )
 def test_a_batch_gives_what_each_prompt_gives_alone(model: Any, chat: bool):
     lm = generator(model=model, chat=chat, max_length=512)

@@ -117,6 +117,15 @@ def test_any_rows_in_any_grouping(seed: int, queries: int, group: int, batch_tok
         assert lm.logprobs(prompts, targets, group=group).tolist() == pytest.approx(single, abs=2e-4)
 
 
+def test_prompts_that_are_equal_or_that_continue_one_another():
+    lm = generator("llama")
+    start = "The capital of France is Paris . The capital of Italy is Rome . Paris lies on the Seine ."
+    prompts, targets = [start, start, f"{start} Keys are rotated", start], ["Paris", "Rome", "Ada", ""]
+    with torch.no_grad():
+        got = lm.logprobs(prompts, targets, group=4).tolist()
+    assert got == pytest.approx(reference(lm, prompts, targets), abs=2e-4)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
