@@ -365,15 +365,24 @@ def counting_system(documents=DOCUMENTS):
     return RAGSystem(retriever=retriever, generator=rag.generator, top_k=3)
 
 
-@pytest.mark.parametrize(("refresh", "sweeps"), [("never", 1), ("epoch", 3), (5, 4), (6, 3), (100, 1)])
-def test_candidates_are_retrieved_when_the_policy_says(refresh, sweeps, tmp_path):
+@pytest.mark.parametrize(
+    ("refresh", "steps"), [("never", [0]), ("epoch", [0, 6, 12]), (5, [0, 5, 10, 15]), (6, [0, 6, 12]), (100, [0])]
+)
+def test_candidates_are_retrieved_when_the_policy_says(refresh, steps, tmp_path):
     rag = counting_system()
+    asked = [0]
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            asked.append(Counting.asked)
+
     args = arguments(tmp_path, max_steps=-1, num_train_epochs=3)
-    trainer = RAGTrainer(LSR(rag, k=3), train_dataset=EXAMPLES, args=args, refresh=refresh)
+    trainer = RAGTrainer(LSR(rag, k=3), train_dataset=EXAMPLES, args=args, refresh=refresh, callbacks=[Look()])
     assert Counting.asked == 0  # not before train()
     trainer.train()
     assert trainer.state.global_step == 18
-    assert Counting.asked == sweeps * len(EXAMPLES)
+    assert [step for step in range(18) if asked[step + 1] > asked[step]] == steps
+    assert Counting.asked == len(steps) * len(EXAMPLES)
 
 
 def test_a_frozen_retriever_is_asked_once(tmp_path):
@@ -409,7 +418,16 @@ def test_a_store_without_documents_is_named(tmp_path):
     assert all(p.requires_grad for p in rag.named_parameters().values())
 
 
-# -- refusals
+# -- settings
+
+
+def test_without_arguments_adapters_learn_faster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where it would write
+    plain = RAGTrainer(RALT(tiny_system()), train_dataset=EXAMPLES).args
+    adapters = RAGTrainer(RALT(tiny_system(lora=4)), train_dataset=EXAMPLES).args
+    assert adapters.learning_rate > plain.learning_rate
+    assert plain.output_dir == "runs/ralt"
+    assert plain.report_to == []
 
 
 def test_what_cannot_work_is_refused_by_name(tmp_path):

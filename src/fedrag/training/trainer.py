@@ -13,32 +13,31 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from fedrag.data import overlap
-from fedrag.errors import ConfigError, InputError, TrainingError
+from fedrag.errors import InputError, TrainingError
 from fedrag.evaluation import Report, evaluate, evaluate_retriever
 from fedrag.objectives.objective import Objective
 from fedrag.ops.modes import only_training
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.training.candidates import CandidateTable, from_writer, is_writer
+from fedrag.training.refreshing import Refresh, Refreshing
+from fedrag.training.settings import check, default_arguments
 from fedrag.types import Example
 
 _log = logging.getLogger(__name__)
 _WEIGHTS = "trainable.safetensors"
 _CANDIDATES = "candidates.json"
 _MEMORY = "memory.safetensors"
-
-Refresh = Literal["never", "epoch"] | int
 
 
 class RAGTrainer(Trainer):
@@ -79,8 +78,8 @@ class RAGTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ) -> None:
-        args = args or _default_arguments(objective)
-        _check(objective, train_dataset, args, learning_rates or {}, refresh)
+        args = args or default_arguments(objective)
+        check(objective, train_dataset, args, learning_rates or {}, refresh)
         args.dataloader_pin_memory = False  # examples are no tensors: there is nothing to pin
         self.objective = objective
         self.learning_rates = dict(learning_rates or {})
@@ -102,7 +101,7 @@ class RAGTrainer(Trainer):
             data_collator=_as_batch,
             train_dataset=cast(Any, list(train_dataset)),
             eval_dataset=cast(Any, list(eval_dataset) if eval_dataset else None),
-            callbacks=[*(callbacks or []), _Refresh(self, refresh)],
+            callbacks=[*(callbacks or []), Refreshing(refresh, objective, self.start, self.refresh_candidates)],
             optimizers=cast(Any, optimizers),
         )
         torch.nn.ModuleList(objective.rag.parts().values()).to(args.device)  # the frozen parts too: they work together
@@ -267,28 +266,6 @@ class RAGTrainer(Trainer):
         return cast(list[Example], self.train_dataset)
 
 
-class _Refresh(TrainerCallback):
-    """Retrieve candidates at the start of a run, and again as the policy says."""
-
-    def __init__(self, trainer: RAGTrainer, policy: Refresh) -> None:
-        self.trainer = trainer
-        self.policy = policy
-        self.moving = any(name.startswith("retriever/") for name in trainer.objective.trainable())
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # the epoch's end too is seen here, and not in on_epoch_end: a checkpoint of its last step is written between
-        # the two, and must hold the candidates of the next step
-        if isinstance(self.policy, int):
-            due = state.global_step % self.policy == 0
-        else:
-            due = self.policy == "epoch" and float(state.epoch or 0).is_integer()
-        if due and self.moving and state.global_step < state.max_steps:
-            self.trainer.refresh_candidates()
-
-
 def _as_batch(examples: list[Example]) -> dict[str, list[Example]]:
     return {"batch": examples}
 
@@ -297,52 +274,3 @@ def _report(rag: RAGSystem, examples: Sequence[Example]) -> Report:
     if rag.generator is not None and any(example.answers for example in examples):
         return evaluate(rag, examples, progress=False)
     return evaluate_retriever(rag.retriever, examples, progress=False)
-
-
-def _default_arguments(objective: Objective) -> TrainingArguments:
-    adapters = any(isinstance(module, PeftModel) for module in objective.trained.modules())
-    return TrainingArguments(
-        output_dir=f"runs/{type(objective).__name__.lower()}",
-        learning_rate=1e-4 if adapters else 2e-5,
-        warmup_steps=0.1,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=10,
-    )
-
-
-def _check(
-    objective: Objective,
-    examples: Sequence[Example],
-    args: TrainingArguments,
-    rates: Mapping[str, float],
-    refresh: Refresh,
-) -> None:
-    """Refuse what cannot work, before anything is loaded or moved."""
-    if not examples:
-        raise InputError("train_dataset is empty; pass at least one example")
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs are visible to one process, and DataParallel cannot split examples: "
-            "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one"
-        )
-    if args.train_sampling_strategy not in ("random", "sequential"):
-        raise ConfigError(
-            f"train_sampling_strategy={args.train_sampling_strategy!r} needs token columns; examples are grouped by "
-            "length inside the generator: use 'random' or 'sequential'"
-        )
-    for name in (
-        "label_smoothing_factor",
-        "neftune_noise_alpha",
-        "use_liger_kernel",
-        "fp16_full_eval",
-        "bf16_full_eval",
-    ):
-        if value := getattr(args, name):
-            raise ConfigError(f"{name}={value!r} does nothing for an objective: leave it out of TrainingArguments")
-    components = {name.split("/")[0] for name in objective.trainable()}
-    unknown = set(rates) - components
-    if unknown:
-        raise ConfigError(f"learning_rates names {sorted(unknown)}, the objective trains {sorted(components)}")
-    if refresh not in ("never", "epoch") and (isinstance(refresh, str) or refresh < 1):
-        raise ConfigError(f"refresh is 'never', 'epoch' or a number of steps above 0, got {refresh!r}")
