@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from tempfile import TemporaryDirectory
-
-from transformers import TrainingArguments
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.evaluation import Report, evaluate_retriever
 from fedrag.objectives.contrastive import Contrastive
 from fedrag.quickstart.documentation import Documentation, read_documentation
 from fedrag.quickstart.static_encoder import static_encoder
+from fedrag.quickstart.training import train
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.retrievers.lexical import BM25
 from fedrag.stores.memory import MemoryStore
-from fedrag.training.trainer import RAGTrainer
 from fedrag.types import Retriever
 
 SETTING = "whole corpus"
@@ -48,19 +45,11 @@ def run_regimes(
     retriever.add(text.documents)
     reports[UNTRAINED] = _measure(retriever, text)
     announce(TUNED)
-    with TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            max_steps=20 if quick else 60 if encoder else 200,
-            per_device_train_batch_size=32 if encoder else 128,
-            learning_rate=5e-5 if encoder else 0.1,
-            warmup_steps=0.1,
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-        )
-        RAGTrainer(Contrastive(RAGSystem(retriever=retriever)), train_dataset=text.train, args=args).train()
+    objective = Contrastive(RAGSystem(retriever=retriever))
+    if encoder:
+        train(objective, text.train, steps=20 if quick else 60, rate=5e-5, seed=seed)
+    else:
+        train(objective, text.train, steps=20 if quick else 200, rate=0.1, seed=seed, batch_size=128)
     reports[TUNED] = _measure(retriever, text)
     return reports
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def run(
     started = time.time()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's, not the reader's concern
     real: list[Reports] = []
     invented: list[Reports] = []
     real_seconds = invented_seconds = 0.0
@@ -159,4 +161,4 @@ def _tables(pooled: Mapping[str, Reports], content: Mapping[str, Any]) -> str:
 
 
 def _cell(metric: Metric) -> str:
-    return f"{metric.mean:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+    return f"{metric.mean:.3f} {metric.low:.2f}-{metric.high:.2f}"

@@ -1,0 +1,50 @@
+"""How the quickstart trains: one call for both acts, with a progress bar and no other output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import ProgressCallback, TrainingArguments
+
+from fedrag.objectives.objective import Objective
+from fedrag.training.trainer import RAGTrainer, Refresh
+from fedrag.types import Example
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar, without the figures that it writes between."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing."""
+
+
+def train(
+    objective: Objective,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    batch_size: int = 32,
+    refresh: Refresh = "epoch",
+) -> None:
+    """Run `steps` steps at a learning rate that rises over the first ten and then falls to 0."""
+    with TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=rate,
+            warmup_steps=10,
+            adam_beta2=0.98,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+        )
+        trainer = RAGTrainer(objective, train_dataset=examples, args=args, refresh=refresh)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar())
+        trainer.train()
