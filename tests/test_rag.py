@@ -166,7 +166,7 @@ def test_folders_that_hold_no_system_are_named(rag, tmp_path):
     (version,) = (entry for entry in (tmp_path / "rag").iterdir() if entry.is_dir())
     settings = version / "fedrag.json"
     good = json.loads(settings.read_text())
-    for damage in ("", "{", chr(123) + '"format": 1'):
+    for damage in ("", "{", "[]", "{}", '{"format": "one"}', '{"format": 1}'):
         settings.write_text(damage)
         with pytest.raises(StoreError, match=r"fedrag\.json is missing or damaged"):
             RAGSystem.load(tmp_path / "rag")

@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -182,16 +183,7 @@ class RAGSystem:
             StoreError: if there is no saved system, or a newer fedrag wrote it.
         """
         folder = durable.current(Path(path))
-        try:
-            settings = json.loads((folder / "fedrag.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            raise StoreError(
-                f"{folder / 'fedrag.json'} is missing or damaged; restore the folder from a copy"
-            ) from None
-        if settings["format"] > _FORMAT:
-            raise StoreError(
-                f"{path} has format {settings['format']}, this fedrag reads up to {_FORMAT}: upgrade fedrag"
-            )
+        settings = _settings(folder / "fedrag.json")
         encoder = SentenceEncoder.load(folder / "encoder", device=device)
         return cls(
             retriever=DenseRetriever(encoder, MemoryStore.open(folder / "store") if store is None else store),
@@ -212,6 +204,16 @@ class RAGSystem:
             '```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above")\n```\n\n'
             "`encoder/` is a sentence-transformers model, `generator/` a transformers model or a peft adapter.\n"
         )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings["format"] > _FORMAT:
+            raise StoreError(f"{file} has format {settings['format']}, this fedrag reads {_FORMAT}: upgrade fedrag")
+        return {"top_k": int(settings["top_k"]), "prompt": dict(settings["prompt"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
 
 
 def _depth(k: int) -> int:

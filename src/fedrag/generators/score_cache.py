@@ -22,7 +22,7 @@ asked 1
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -63,6 +63,18 @@ class CachedScorer:
 
     def __len__(self) -> int:
         return len(self._scores)
+
+    def memory(self) -> dict[str, Tensor]:
+        """Every remembered score, as tensors that a file can hold; none when nothing was asked."""
+        if not self._scores:
+            return {}
+        keys = torch.frombuffer(bytearray(b"".join(self._scores)), dtype=torch.uint8).view(len(self), -1)  # [m, bytes]
+        return {"keys": keys, "scores": torch.tensor(list(self._scores.values()), dtype=torch.float64)}  # [m]
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Remember what `memory` gave."""
+        keys = [row.numpy().tobytes() for row in memory["keys"]]
+        self._scores.update(zip(keys, memory["scores"].tolist(), strict=True))
 
     def logprobs(self, prompts: Sequence[str], targets: Sequence[str], *, group: int = 1) -> Tensor:
         """Return `[n]` float32 scores on the CPU; only groups of which nothing is known are asked for as groups."""

@@ -116,17 +116,11 @@ class LSR(Objective):
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher's scores so far: asking again takes time, and in another batch gives other last bits."""
-        known = self.scorer._scores  # pyright: ignore[reportPrivateUsage]
-        if not known:
-            return {}
-        keys = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8).view(len(known), -1)  # [m, bytes]
-        return {"keys": keys, "scores": torch.tensor(list(known.values()), dtype=torch.float64)}  # [m]
+        return self.scorer.memory()
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         """Take back what `memory` gave."""
-        keys = [row.numpy().tobytes() for row in memory["keys"]]
-        known = self.scorer._scores  # pyright: ignore[reportPrivateUsage]
-        known.update(zip(keys, memory["scores"].tolist(), strict=True))
+        self.scorer.recall(memory)
 
     @torch.no_grad()
     def teacher_scores(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> Tensor:
