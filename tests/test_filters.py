@@ -94,6 +94,9 @@ def test_agrees_with_the_oracle(where: dict, rows: list[dict]) -> None:
     ("operator", "value", "matching"),
     [
         ("==", 2, ["two"]),
+        ("==", 1, ["one"]),
+        ("==", True, ["true"]),
+        ("!=", True, ["one", "two", "three", "text"]),
         ("!=", 2, ["one", "three", "text", "true"]),
         (">", 2, ["three"]),
         (">=", 2, ["two", "three"]),

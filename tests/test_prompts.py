@@ -109,13 +109,29 @@ def test_the_longest_documents_are_cut_first_and_to_one_length():
     assert len(generator.prompt_ids(fitted)) + 3 in (39, 40)  # the budget is used up to one token per cut document
 
 
+def test_the_budget_holds_where_parts_of_a_text_have_more_tokens_than_they_had_in_it():
+    generator = Budget("bpe", 54)
+    texts = [
+        "ParisclerklongerParisthea!!!",
+        "##x foo.bar \U0001f600 ##x clerk Paris <|im_end|> Paris road road <|im_end|> ##x",
+        "foo.bar clerk football zürich \U0001f600 book clerk ##x longer \U0001f600 ##x Rome foo.bar book !!! clerk",
+        "clerk the clerk clerk river Paris <|im_end|> book river the river road book book road Rome road",
+    ]
+    fitted = Prompt().fit("Who", [Document(text) for text in texts], generator, reserve=0)
+    assert 50 <= len(generator.prompt_ids(fitted)) <= 54
+
+
 def test_documents_are_left_out_from_the_end_where_even_empty_ones_are_too_many():
-    generator, frame = Budget("word", 20), Prompt()
-    documents = [Document("Paris Rome", id=str(i)) for i in range(20)]
+    generator, frame = Budget("word", 20), Prompt(document_template="<{rank}> {text}")
+    documents = [Document("Paris Rome", id=str(i), metadata={"rank": i}) for i in range(20)]
     fitted = frame.fit("Who wrote", documents, generator, reserve=2)
-    assert "[1]" in fitted
-    assert "[20]" not in fitted
+    kept = [int(rank) for rank in re.findall(r"<(\d+)>", fitted)]
+    assert 0 < len(kept) < 20
+    assert kept == list(range(len(kept)))  # the best ones, which may be the last ones of the prompt
     assert len(generator.prompt_ids(fitted)) + 2 <= 20
+    last = Prompt(document_template=frame.document_template, order="best_last")
+    fitted = last.fit("Who wrote", documents, generator, reserve=2)
+    assert [int(rank) for rank in re.findall(r"<(\d+)>", fitted)] == kept[::-1]
 
 
 def test_a_question_that_does_not_fit_alone_is_a_budget_error_with_the_numbers():

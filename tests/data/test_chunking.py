@@ -59,11 +59,18 @@ def test_windows_of_words_by_a_slow_loop(words: list[str], size: int) -> None:
         assert [piece.text.split() for piece in pieces] == windows
 
 
+def test_an_overlap_is_said_twice() -> None:
+    pieces = chunk([Document("the long road is a river")], chunk_tokens=4, overlap=2, progress=False)
+    assert [piece.text for piece in pieces] == ["the long road is ", "road is a river"]
+
+
 def test_chunks_of_a_tokenizer_hold_its_tokens() -> None:
     tokenizer = tiny_tokenizer("bpe", bos=True)
     text = "The river is long , the road is longer . Question : Who wrote the book ?"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
     pieces = chunk([Document(text)], chunk_tokens=4, tokenizer=tokenizer)
+    assert [piece.metadata["start"] for piece in pieces] == starts[::4]
     assert len(pieces) == -(-len(ids) // 4)
     assert all(len(tokenizer(p.text, add_special_tokens=False)["input_ids"]) <= 4 for p in pieces[:1])
 

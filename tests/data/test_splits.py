@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -69,10 +70,9 @@ def test_seeds_differ_and_repeat() -> None:
 def test_links_are_followed_through() -> None:
     """a-b share a question, b-c a group, c-d a question: all four stay together, however they are ordered."""
     chain = [("Same?", 1), ("same", 2), ("Other?", 2), ("other", 3)]
-    examples = [Example(q, metadata={"g": g}) for q, g in chain] + [
-        Example(f"{i}", metadata={"g": 9 + i}) for i in range(4)
-    ]
-    for seed in range(20):
+    others = [Example(f"{i}", metadata={"g": 9 + i}) for i in range(4)]
+    for seed, ordered in enumerate(itertools.permutations(chain)):
+        examples = [*(Example(q, metadata={"g": g}) for q, g in ordered), *others]
         parts = split(examples, {"a": 0.5, "b": 0.5}, by="g", seed=seed)
         assert sorted(sum(e in part for e in examples[:4]) for part in parts.values()) == [0, 4]
 

@@ -62,6 +62,12 @@ def test_a_frozen_document_side_takes_its_vectors_from_the_store(retriever):
         retriever.scores(["key"], [[elsewhere]])[0, 0],
         (retriever.encoder.encode_queries(["key"]) * retriever.encoder.encode_documents([elsewhere.text])).sum(),
     )
+    with torch.no_grad():  # the vectors in the store are another encoder's now
+        next(retriever.encoder.parts()["document"].parameters()).add_(0.1)
+    torch.testing.assert_close(
+        retriever.scores(["key"], [[DOCUMENTS[0]]])[0, 0],
+        (retriever.encoder.encode_queries(["key"]) * retriever.encoder.encode_documents([DOCUMENTS[0].text])).sum(),
+    )
 
 
 def change(retriever):
@@ -90,14 +96,18 @@ def test_a_changed_query_tower_needs_no_refresh(retriever):
     assert retriever.refresh(progress=False) == 0
 
 
+class Interrupt(BaseException):
+    """No `Exception`, as Ctrl-C is none; but where it is not expected, this test fails and the others go on."""
+
+
 class Interrupting(SentenceEncoder):
-    """Encodes some batches of documents, then is interrupted as by Ctrl-C."""
+    """Encodes some batches of documents, then is interrupted."""
 
     left = 10**9
 
     def encode_documents(self, texts):
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise Interrupt
         self.left -= 1
         return super().encode_documents(texts)
 
@@ -107,7 +117,7 @@ def test_indexing_and_refreshing_go_on_where_they_stopped():
     many = [Document(f"passage {n}", id=f"{n}") for n in range(200)]
     retriever = DenseRetriever(encoder, MemoryStore(), batch_size=4)
     encoder.left = 20  # one window of 16 batches is stored, the second is lost
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupt):
         retriever.add(many, progress=False)
     assert len(retriever.store) == 64
     encoder.left = 34  # just enough for the 136 that are missing
@@ -118,7 +128,7 @@ def test_indexing_and_refreshing_go_on_where_they_stopped():
     encoder.left = 10**9
     change(retriever)
     encoder.left = 20
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupt):
         retriever.refresh(progress=False)
     with pytest.raises(StaleIndexError):
         retriever.retrieve(["x"], 1)
@@ -129,9 +139,14 @@ def test_indexing_and_refreshing_go_on_where_they_stopped():
     torch.testing.assert_close(retriever.store.vectors([document.id for document in many]), wanted)
 
 
-def test_adding_what_is_there_encodes_nothing_and_a_changed_text_replaces(retriever):
+def test_adding_what_is_there_encodes_nothing_and_a_changed_text_replaces():
+    encoder = Interrupting(tiny_sentence_transformer())
+    retriever = DenseRetriever(encoder, MemoryStore())
+    retriever.add(DOCUMENTS, progress=False)
+    encoder.left = 0
     retriever.add([*DOCUMENTS, DOCUMENTS[0]], progress=False)
     assert len(retriever.store) == 40
+    encoder.left = 10**9
     retriever.add([Document("a new text", id="d3")], progress=False)
     assert retriever.store.get(["d3"])[0].text == "a new text"
     torch.testing.assert_close(

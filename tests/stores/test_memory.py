@@ -199,14 +199,27 @@ def test_search_is_exact_under_autocast() -> None:
         assert store.search(vectors[:3], 50) == expected
 
 
-def test_vectors_of_very_different_length_are_ranked_exactly() -> None:
+@pytest.mark.parametrize("came", ["added", "replaced", "reopened", "after others went", "rebuilt"])
+def test_vectors_of_very_different_length_are_ranked_exactly(came: str, tmp_path: Path) -> None:
     # float32 products of these err by more than the scores differ, so that the first candidates do not suffice
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(2000, 16, generator=generator)
     vectors[:, 0] = 1e6
     documents = [Document("x", f"{i:04}") for i in range(2000)]
+    ids = [document.id for document in documents]
     store = MemoryStore()
-    store.add(documents, vectors)
+    store.add(documents, torch.zeros(2000, 16) if came in ("replaced", "rebuilt") else vectors)
+    if came == "replaced":
+        store.update_vectors(ids, vectors)
+    elif came == "rebuilt":
+        store.rebuild("new").put(ids, vectors)
+        store.rebuild("new").commit()
+    elif came == "reopened":
+        store.save(tmp_path / "s")
+        store = MemoryStore.open(tmp_path / "s")
+    elif came == "after others went":
+        store.remove(ids[1000:])
+        documents, vectors = documents[:1000], vectors[:1000]
     queries = torch.randn(40, 16, generator=generator) * 0.1
     queries[:, 0] = 1
     for query, hits in zip(queries, store.search(queries, 5), strict=True):
