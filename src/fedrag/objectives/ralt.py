@@ -77,20 +77,22 @@ class RALT(Objective):
         prompts: list[str] = []
         answers: list[str] = []
         weights: list[float] = []
-        for example, found in zip(batch, self._documents(batch), strict=True):
+        supervised = 0
+        for example, found in zip(batch, self.documents(batch), strict=True):
             answer = example.answers[0] if example.answers else ""
             rows = self._rows(example, found, dice)
             tokens = len(generator.target_ids(answer))
+            supervised += tokens * len(rows)
             for row in rows:
                 prompts.append(self.rag.prompt_for(example.question, row, answer_tokens=tokens))
                 answers.append(answer)
                 weights.append(1 / (len(rows) * tokens))
         logprobs = generator.logprobs(prompts, answers)  # [rows]
         weight = torch.tensor(weights, device=logprobs.device)
-        supervised = sum(len(generator.target_ids(answer)) for answer in answers)
         return {"loss": -(weight * logprobs).sum() / len(batch), "answer_tokens": supervised / len(batch)}
 
-    def _documents(self, batch: Sequence[Example]) -> list[list[Document]]:
+    def documents(self, batch: Sequence[Example]) -> list[list[Document]]:
+        """What is retrieved for each example; a subclass may mix in documents of its own, anew at each step."""
         return self.candidates(batch) if self.depth else [[] for _ in batch]
 
     def _rows(self, example: Example, found: Sequence[Document], dice: random.Random) -> list[list[Document]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,31 +68,36 @@ class Contexts:
 class Practice(RALT):
     """RALT on one or four passages: half of the time a hard context with the gold one in it, else of the best eight.
 
-    The hard contexts follow the rule of the setting *gold among four*, with facts of the training questions. Where the
-    gold passage is not among those retrieved, it takes the last one's place seven times in ten.
+    The hard contexts follow the rule of the setting *gold among four*, with facts of training questions alone. Where the
+    gold passage is not among those retrieved, it takes the last one's place seven times in ten. Drawn anew at each step.
     """
 
-    def __init__(self, rag: RAGSystem, world: World, seed: int) -> None:
+    def __init__(self, rag: RAGSystem, world: World) -> None:
         super().__init__(rag, k=8, gold_share=0.7)
-        self.world = world
-        self.dice = random.Random(seed)
+        self.known = replace(world, documents=world.documents[: len(world.train)], dev=(), test=())
 
-    def find(self, examples: Sequence[Example]) -> list[list[Document]]:
-        """One or four documents per example, drawn anew at each call."""
+    def documents(self, batch: Sequence[Example]) -> list[list[Document]]:
+        """One or four documents per example."""
+        dice = random.Random(int(torch.randint(2**62, ())))
         return [
-            gold_context(self.world, example, seed=self.dice.randrange(10**6))
-            if self.dice.random() < 0.5
-            else self.dice.sample(found, self.dice.choice((1, 4)))
-            for example, found in zip(examples, super().find(examples), strict=True)
+            gold_context(self.known, example, seed=dice.randrange(10**6))
+            if dice.random() < 0.5
+            else dice.sample(found, dice.choice((1, 4)))
+            for example, found in zip(batch, super().documents(batch), strict=True)
         ]
 
 
 class OnStrangers(RALT):
-    """A control: RALT on what is retrieved for other questions, text of the right kind that is no help."""
+    """A control: RALT on what is retrieved for questions about other entities: the right kind of text, and no help."""
 
     def find(self, examples: Sequence[Example]) -> list[list[Document]]:
-        """The documents of the example before."""
-        return super().find([*examples[-1:], *examples[:-1]])
+        """The documents of the examples half a batch away, which are about other entities."""
+        away = len(examples) // 2
+        found = super().find([*examples[away:], *examples[:away]])
+        return [
+            [document for document in documents if document.metadata["entity"] != example.metadata["entity"]]
+            for example, documents in zip(examples, found, strict=True)
+        ]
 
 
 def make_system(world: World, seed: int) -> RAGSystem:
@@ -107,8 +112,8 @@ def make_system(world: World, seed: int) -> RAGSystem:
 
 
 def train_ralt(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
-    """RALT as `Practice` says, on contexts drawn anew every 20 steps."""
-    train(Practice(rag, world, seed), world.train, steps=steps, seed=seed, rate=5e-3, refresh=20)
+    """RALT as `Practice` says."""
+    train(Practice(rag, world), world.train, steps=steps, seed=seed, rate=5e-3)
 
 
 def train_lsr(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
@@ -124,8 +129,8 @@ def run_regimes(
     announce: Callable[[str], None],
     *,
     controls: bool,
-) -> dict[str, dict[str, Report]]:
-    """Train and measure every regime of the table: reports by regime and setting."""
+) -> tuple[dict[str, dict[str, Report]], RAGSystem]:
+    """Train and measure every regime of the table: reports by regime and setting, and the system tuned by both."""
     reports: dict[str, dict[str, Report]] = {}
 
     def report(name: str, rag: RAGSystem) -> None:
@@ -151,12 +156,12 @@ def run_regimes(
         train_lsr(taught_by_base, world, total, seed)
         report("control: LSR taught by the base", taught_by_base)
         strange = make_system(world, seed)
-        train(OnStrangers(strange, k=4), world.train, steps=total, seed=seed, rate=5e-3, refresh=20)
+        train(OnStrangers(strange, k=4), world.train, steps=total, seed=seed, rate=5e-3)
         report("control: RALT on others' passages", strange)
         closed = make_system(world, seed)
         train(RALT(closed, k=0), world.train, steps=total, seed=seed, rate=5e-3)
         report("control: answers without passages", closed)
-    return reports
+    return reports, tuned
 
 
 def measure(rag: RAGSystem, world: World, questions: Sequence[Example]) -> dict[str, Report]:

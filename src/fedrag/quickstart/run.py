@@ -22,6 +22,7 @@ from fedrag.evaluation import Metric, Report, summarize
 from fedrag.evaluation.comparison import table
 from fedrag.quickstart import loop, retrieval
 from fedrag.quickstart.world import make_world
+from fedrag.rag import RAGSystem
 
 Reports = Mapping[str, Mapping[str, Report]]
 """By regime, then by setting."""
@@ -53,6 +54,7 @@ def run(
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's, not the reader's concern
     real: list[Reports] = []
     invented: list[Reports] = []
+    tuned: list[RAGSystem] = []
     real_seconds = invented_seconds = 0.0
     tqdm.write("Act A. Real text: find the documentation that a summary sentence belongs to.")
     text = retrieval.collect(quick=quick)
@@ -61,13 +63,15 @@ def run(
         real.append(retrieval.run_regimes(text, seed, quick=quick, encoder=encoder, announce=_announce))
         real_seconds += time.time() - began
     tqdm.write(
-        "Act B. An invented world (synthetic): retrieve, read, answer; a tiny language model, half a million weights."
+        "Act B. An invented world (synthetic): retrieve, read, answer; a tiny language model (0.65 million weights)."
     )
     for seed in range(seeds):
         began = time.time()
         world = make_world(seed, train=20, dev=2, test=6) if quick else make_world(seed)
         steps = loop.Steps(ralt=30, lsr=20) if quick else loop.Steps()
-        invented.append(loop.run_regimes(world, seed, steps, world.test, _announce, controls=controls))
+        reports, system = loop.run_regimes(world, seed, steps, world.test, _announce, controls=controls)
+        invented.append(reports)
+        tuned.append(system)
         invented_seconds += time.time() - began
     pooled = {"act A": _pool(real, "module"), "act B": _pool(invented, "entity")}
     content = _content(pooled, quick, seeds)
@@ -77,9 +81,13 @@ def run(
         "all": round(time.time() - started, 1),
     }
     out.mkdir(parents=True, exist_ok=True)
+    tuned[-1].save(out / "system")
     replace_text(out / "report.json", json.dumps(content, indent=1) + "\n")
     print(_tables(pooled, content))
-    print(f"\n{content['seconds']['all']:.0f} s on {torch.get_num_threads()} threads; all of it: {out / 'report.json'}")
+    print(_asked(invented[-1]))
+    threads = torch.get_num_threads()
+    print(f"\n{content['seconds']['all']:.0f} s on {threads} threads; every figure: {out / 'report.json'}")
+    print(f'the tuned system answers, too: fedrag ask {out / "system"} "{_question(invented[-1])}"')
     return content
 
 
@@ -146,18 +154,32 @@ def _tables(pooled: Mapping[str, Reports], content: Mapping[str, Any]) -> str:
         interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         p = "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
         compared.append((row["what"], f"{row['before']:.3f}", f"{row['after']:.3f}", interval, p))
-    n = {act: next(iter(next(iter(reports.values())).values())).records for act, reports in pooled.items()}
+    seeds = content["seeds"]
+    n = {act: len(next(iter(next(iter(r.values())).values())).records) // seeds for act, r in pooled.items()}
+    runs = f", {seeds} seeds" if seeds > 1 else ""
     return "\n".join(
         [
-            f"\nAct A, real text: {len(n['act A']):,} held-out questions, share found (95 % interval)",
+            f"\nAct A, real text: {n['act A']:,} held-out questions{runs}, share found (95 % interval)",
             table(real),
-            f"\nAct B, invented world: {len(n['act B']):,} held-out questions, exact match of generated answers",
+            f"\nAct B, invented world: {n['act B']:,} held-out questions{runs}, exact match of generated answers",
             "(recall@1: the gold passage came first; end to end: the reader gets that first passage)",
             table(loops),
             "",
             table(compared),
         ]
     )
+
+
+def _asked(reports: Reports) -> str:
+    """The first held-out question, before and after."""
+    before, after = (reports[regime][loop.END_TO_END].records[0] for regime in ("frozen", "RALT, then LSR"))
+    old, new = (f"{record.answer!r} from {record.hits[0]}" for record in (before, after))
+    example = after.example
+    return f"\nAsked: {example.question}  (gold: {example.answers[0]})\n  before: {old}\n  after:  {new}"
+
+
+def _question(reports: Reports) -> str:
+    return reports["RALT, then LSR"][loop.END_TO_END].records[0].example.question
 
 
 def _cell(metric: Metric) -> str:

@@ -1,6 +1,6 @@
 """An invented world for the quickstart: facts that no model can know, so that reading is the only way to answer.
 
-Why invented: a language model of half a million weights knows nothing of the real world, and an answer that it could
+Why invented: a language model of 0.65 million weights knows nothing of the real world, and an answer that it could
 have memorised would prove nothing. Three domains (harbour, clinic, museum: the sites of a federation later) hold four
 relations each. Every fact (entity, relation, value) is one passage of the store and one question.
 
@@ -13,7 +13,8 @@ What is held apart:
   relation, and a dense retriever has to learn which passages help: that is what LSR is for.
 
 What is not held apart, and should be known: every name is a word of one fixed list that the base model's tokenizer
-contains and its pre-training prose used, in other facts; and prose and world use the same wordings.
+contains and its pre-training prose used, in other facts; and prose and world use the same wordings. All passages are in
+the one store that training retrieves from, those that test questions ask about too, as text without labels.
 
 Synthetic throughout: figures on this world show that the training works, not how good a real system would be.
 
