@@ -36,6 +36,14 @@ def test_dot_product_models_are_not_normalised_and_dimensions_are_cut():
     assert not torch.allclose(vectors.norm(dim=-1), torch.ones(3))
 
 
+def test_cosine_models_are_normalised_after_dimensions_are_cut():
+    model = tiny_sentence_transformer()
+    model.truncate_dim = 8
+    vectors = SentenceEncoder(model).encode_documents(TEXTS)
+    assert vectors.shape == (3, 8)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+
+
 def test_other_similarities_are_refused(model):
     model.similarity_fn_name = "euclidean"
     with pytest.raises(ConfigError, match="'euclidean'"):
@@ -108,6 +116,21 @@ def test_two_models_make_two_towers():
     encoder = SentenceEncoder(query, document_model=document)
     torch.testing.assert_close(encoder.encode_queries(TEXTS).detach(), torch.tensor(wanted[0]), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(encoder.encode_documents(TEXTS).detach(), torch.tensor(wanted[1]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
+@pytest.mark.parametrize("towers", ["one", "untied", "two models"])
+def test_documents_get_their_prompt_whatever_its_name(name, towers):
+    model = tiny_sentence_transformer(seed=2)
+    model.prompts = {"query": "question : ", name: "passage : "}
+    wanted = torch.tensor(model.encode([f"passage : {text}" for text in TEXTS]))
+    if towers == "two models":
+        encoder = SentenceEncoder(tiny_sentence_transformer(seed=1), document_model=model)
+    else:
+        encoder = SentenceEncoder(model)
+    if towers == "untied":
+        encoder.untie()
+    torch.testing.assert_close(encoder.encode_documents(TEXTS).detach(), wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_lora_leaves_only_adapters_to_train(tmp_path):

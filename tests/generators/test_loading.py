@@ -139,6 +139,15 @@ def test_the_base_of_an_object_is_saved_beside_its_adapters(make: Any, tmp_path:
     assert scores(CausalLM.load(tmp_path / "further")) == scores(lm)
 
 
+def test_a_base_that_trains_beside_its_adapters_is_saved_with_them(folder: Path, tmp_path: Path):
+    lm = CausalLM(folder, lora=4)
+    for parameter in lm.model.get_base_model().model.norm.parameters():
+        parameter.requires_grad_(True)
+        parameter.data.mul_(1.5)
+    lm.save(tmp_path / "out")
+    assert scores(CausalLM.load(tmp_path / "out")) == scores(lm) != scores(CausalLM(folder))
+
+
 def test_adapters_on_a_saved_system_bring_their_base_along(folder: Path, tmp_path: Path):
     # the folder of a saved system is replaced when the system is saved again
     CausalLM(folder).save(tmp_path / "system")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedrag import LSR, DenseRetriever, Example, MemoryStore, RAGSystem, RAGTrainer
+from fedrag import LSR, DenseRetriever, Document, Example, MemoryStore, RAGSystem, RAGTrainer
 from fedrag.errors import ConfigError, StaleIndexError
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 
@@ -45,6 +45,24 @@ def test_the_loss_is_its_formula(direction, normalisation, tau_t):
         rag, BATCH, objective.find(BATCH), direction=direction, normalisation=normalisation, tau_s=0.05, tau_t=tau_t
     )
     assert objective(BATCH)["loss"].item() == pytest.approx(sum(expected) / len(BATCH), rel=1e-3, abs=1e-6)
+
+
+def test_the_default_temperature_belongs_to_the_similarity():
+    rag = tiny_system(kind="bert")
+    assert LSR(rag).temperature == 0.05
+    rag.dense.encoder.model.similarity_fn_name = "dot"
+    assert LSR(rag).temperature == 1.0
+
+
+def test_long_documents_cost_no_token_of_the_answer():
+    rag = tiny_system(kind="bert")
+    long = [Document(f"The key of clerk {n} is {n} . " * 40, id=f"long{n}") for n in range(3)]
+    rag.generator.max_length = 160
+    answer = "the key of clerk 12 is lost " * 4
+    assert len(rag.generator.target_ids(answer)) > rag.generator.max_new_tokens
+    objective = LSR(rag, k=3)
+    objective.candidates = lambda batch: [long for _ in batch]
+    assert torch.isfinite(objective([Example("Which key ?", [answer])])["loss"])
 
 
 def test_temperatures_are_heeded():

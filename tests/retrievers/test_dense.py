@@ -1,5 +1,7 @@
 """Dense retrieval: scores with gradient, freshness, resumable indexing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -147,6 +149,8 @@ def test_adding_what_is_there_encodes_nothing_and_a_changed_text_replaces():
     retriever.add([*DOCUMENTS, DOCUMENTS[0]], progress=False)
     assert len(retriever.store) == 40
     encoder.left = 10**9
+    retriever.add([replace(DOCUMENTS[5], metadata={"new": True})], progress=False)
+    assert retriever.store.get(["d5"])[0].metadata == {"new": True}
     retriever.add([Document("a new text", id="d3")], progress=False)
     assert retriever.store.get(["d3"])[0].text == "a new text"
     torch.testing.assert_close(

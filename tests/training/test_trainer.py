@@ -154,6 +154,12 @@ def test_what_is_logged(tmp_path):
     assert len(logged) == 2
     assert all({"teacher_entropy", "student_entropy", "flat_teachers"} <= set(entry) for entry in logged)
     assert logged[0]["student_entropy"] != logged[1]["student_entropy"]
+    args = arguments(tmp_path, max_steps=4, logging_strategy="steps", logging_steps=1)
+    trainer = RAGTrainer(LSR(tiny_system(kind="bert"), k=4), train_dataset=EXAMPLES, args=args)
+    trainer.train()
+    each = [entry["student_entropy"] for entry in trainer.state.log_history if "loss" in entry]
+    means = [sum(each[:2]) / 2, sum(each[2:]) / 2]
+    assert [entry["student_entropy"] for entry in logged] == pytest.approx(means)
 
 
 def test_examples_in_both_sets_are_told(tmp_path, caplog):
