@@ -5,8 +5,19 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from fedrag import LSR, RALT, Contrastive, RAGTrainer, SentenceLoss
-from systems import EXAMPLES, arguments, tiny_system
+from fedrag import (
+    LSR,
+    RALT,
+    Contrastive,
+    DenseRetriever,
+    MemoryStore,
+    RAGSystem,
+    RAGTrainer,
+    SentenceEncoder,
+    SentenceLoss,
+)
+from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
+from tiny import tiny_sentence_transformer
 
 MAKERS = {
     "contrastive": lambda rag: Contrastive(rag),
@@ -30,9 +41,13 @@ def snapshot(rag):
     return {place: parameter.detach().clone() for place, parameter in rag.named_parameters().items()}
 
 
-@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", ["", "generator", "retriever"])
 def test_training_moves_what_is_declared_and_nothing_else(name, lora, tmp_path):
-    rag = tiny_system(kind="bert", lora=lora)
+    rag = tiny_system(kind="bert", lora=4 if lora == "generator" else None)
+    if lora == "retriever":
+        encoder = SentenceEncoder(tiny_sentence_transformer(), lora=4)
+        rag.retriever = DenseRetriever(encoder, MemoryStore())
+        rag.add(DOCUMENTS, progress=False)
     objective = MAKERS[name](rag)
     declared = set(objective.trainable())
     before, flags = snapshot(rag), {n: p.requires_grad for n, p in rag.named_parameters().items()}
@@ -122,3 +137,21 @@ def test_the_trained_part_does_feel_dropout(tmp_path):
     assert objective(EXAMPLES[:4])["loss"] != objective(EXAMPLES[:4])["loss"]
     objective.eval()
     assert objective(EXAMPLES[:4])["loss"] == objective(EXAMPLES[:4])["loss"]
+
+
+@pytest.mark.parametrize("make", ["lsr", "contrastive"])
+def test_trained_adapters_of_the_encoder_survive_saving(make, tmp_path):
+    rag = tiny_system(kind="bert")
+    rag.retriever = DenseRetriever(SentenceEncoder(tiny_sentence_transformer(), lora=2), MemoryStore())
+    rag.add(DOCUMENTS, progress=False)
+    args = arguments(tmp_path / "training", max_steps=3)
+    RAGTrainer(MAKERS[make](rag), train_dataset=EXAMPLES, args=args).train()
+    rag.save(tmp_path / "rag")
+    again = RAGSystem.load(tmp_path / "rag")
+    assert again.query_batch([e.question for e in EXAMPLES]) == rag.query_batch([e.question for e in EXAMPLES])
+    ours, theirs = rag.named_parameters(), again.named_parameters()
+    assert {n for n, p in ours.items() if p.requires_grad} == {n for n, p in theirs.items() if p.requires_grad}
+    RAGTrainer(MAKERS[make](again), train_dataset=EXAMPLES, args=args).train()  # and goes on
+    moved = {n for n, p in again.named_parameters().items() if not torch.equal(p, ours[n])}
+    assert moved
+    assert all("lora_" in name for name in moved)

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 import torch
 
-from fedrag import RAGSystem, SentenceEncoder
+from fedrag import DenseRetriever, MemoryStore, RAGSystem, SentenceEncoder
 from systems import DOCUMENTS, EXAMPLES, tiny_system
+from tiny import tiny_sentence_transformer
 
 QUESTIONS = [example.question for example in EXAMPLES[:6]]
 
@@ -61,10 +62,14 @@ def test_the_order_of_documents_does_not_matter():
     assert plain(there.query_batch(QUESTIONS)) == plain(back.query_batch(QUESTIONS))
 
 
-@pytest.mark.parametrize("lora", [None, 4], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", ["", "generator", "retriever", "both"])
 @pytest.mark.parametrize("towers", [1, 2])
 def test_saving_and_loading_is_the_identity(lora, towers, tmp_path):
-    rag = tiny_system(kind="bert", lora=lora, top_k=2)
+    rag = tiny_system(kind="bert", lora=4 if lora in ("generator", "both") else None, top_k=2)
+    if lora in ("retriever", "both"):
+        encoder = SentenceEncoder(tiny_sentence_transformer(), lora=4)
+        rag.retriever = DenseRetriever(encoder, MemoryStore())
+        rag.add(DOCUMENTS, progress=False)
     if towers == 2:
         rag.dense.encoder.untie()
     with torch.no_grad():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
+from fedrag.encoders import adapters
 from fedrag.errors import ConfigError, InputError
 from fedrag.ops.fingerprint import Fingerprint
 
@@ -41,7 +42,8 @@ class SentenceEncoder(nn.Module):
         device: where to put it; `None` leaves it to sentence-transformers.
 
     Raises:
-        ConfigError: if the model's similarity is neither "cosine" nor "dot", or the towers differ in it.
+        ConfigError: if the model's similarity is neither "cosine" nor "dot", or the towers differ in it; for `lora`
+            on a model without a transformer or with adapters, and for adapters that could not be saved.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class SentenceEncoder(nn.Module):
                 "product: set model.similarity_fn_name to 'cosine' or 'dot'"
             )
         if lora is not None:
-            self.model.add_adapter(_lora_config(lora))
+            adapters.add_lora(self.model, lora)
+        adapters.check_savable(self.model)
         self._document_layers = self._layers()
         self._weights = Fingerprint(nn.Sequential(*self._document_layers))
         self.eval()
@@ -121,8 +124,12 @@ class SentenceEncoder(nn.Module):
         return hashlib.blake2b(repr(sorted(words.items())).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that `SentenceTransformer(path)` loads; LoRA adapters name the base model that they need."""
-        self.model.save(str(path), create_model_card=False)
+        """Write a folder that needs nothing else to be read, here or by `SentenceTransformer(path)`.
+
+        LoRA adapters come back here as they are, to be trained on, and elsewhere merged into the weights: the same
+        vectors up to rounding (1e-5 in float32).
+        """
+        adapters.save(self.model, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> SentenceEncoder:
@@ -145,15 +152,21 @@ class SentenceEncoder(nn.Module):
 
     def prompt(self, task: str) -> str | None:
         """What the model puts before a text of this task ("query" or "document"); `None` for nothing."""
-        prompts: Mapping[str, str | None] = self.model.prompts
-        names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
-        return next((prompts[name] for name in names if name in prompts), None)
+        return _prompt(self.model, task)
+
+
+def _prompt(model: SentenceTransformer, task: str) -> str | None:
+    """The first prompt of the task's names that is not empty: a "document" that sentence-transformers adds is."""
+    names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
+    return next((prompt for name in names if (prompt := model.prompts.get(name))), None)
 
 
 def _load(model: str | Path | SentenceTransformer, device: str | None) -> SentenceTransformer:
     if isinstance(model, SentenceTransformer):
         return model if device is None else model.to(device)
-    return SentenceTransformer(str(model), device=device)
+    loaded = SentenceTransformer(str(model), device=device)
+    adapters.restore(loaded, Path(model))
+    return loaded
 
 
 def _two_towers(query: SentenceTransformer, document: SentenceTransformer) -> SentenceTransformer:
@@ -162,10 +175,7 @@ def _two_towers(query: SentenceTransformer, document: SentenceTransformer) -> Se
             f"the query model scores by {query.similarity_fn_name!r}, the document model by "
             f"{document.similarity_fn_name!r}; set similarity_fn_name of both to the same"
         )
-    prompts = {
-        "query": query.prompts.get("query") or "",
-        "document": next((p for name in _DOCUMENT_PROMPTS if (p := document.prompts.get(name))), ""),
-    }
+    prompts = {"query": _prompt(query, "query") or "", "document": _prompt(document, "document") or ""}
     router = Router.for_query_document(
         query_modules=cast(list[Any], list(query.children())),
         document_modules=cast(list[Any], list(document.children())),
@@ -177,9 +187,3 @@ def _two_towers(query: SentenceTransformer, document: SentenceTransformer) -> Se
         similarity_fn_name=document.similarity_fn_name,
         truncate_dim=document.truncate_dim,
     )
-
-
-def _lora_config(lora: int | LoraConfig) -> LoraConfig:
-    if isinstance(lora, LoraConfig):
-        return lora
-    return LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="FEATURE_EXTRACTION")
