@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from fedrag import RAGSystem
 from fedrag.cli import app
 from fedrag.cli.recipe import read_recipe
-from fedrag.errors import ConfigError
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 FEDRAG = [sys.executable, "-c", "from fedrag.cli import main; main()"]
@@ -140,35 +139,6 @@ def recipe(folder, text):
     path = folder / "recipe.yaml"
     path.write_text(text)
     return path
-
-
-GOOD = "system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages:\n  - objective: lsr\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        (GOOD.replace("save_to", "saveto"), "unknown key 'saveto'; did you mean 'save_to'?"),
-        (GOOD.replace("lsr", "lsrr"), "stages.0.objective"),
-        (GOOD + "    setings: {k: 3}\n", "did you mean 'settings'?"),
-        (GOOD + "    settings: {temperatur: 3}\n", "stage 1: settings of lsr: unknown key 'temperatur'; did you mean"),
-        (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
-        ("system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages: []\n", "at least 1"),
-        ("just a sentence", "a recipe is a mapping"),
-        ("a: [", "not valid YAML"),
-        ("", "a recipe is a mapping"),
-    ],
-)
-def test_a_wrong_recipe_is_explained(tmp_path, text, complaint):
-    with pytest.raises(ConfigError) as caught:
-        read_recipe(recipe(tmp_path, text))
-    assert complaint in str(caught.value)
-
-
-def test_a_missing_recipe_and_a_good_one(tmp_path):
-    with pytest.raises(ConfigError, match="no recipe at"):
-        read_recipe(tmp_path / "none.yaml")
-    assert read_recipe(recipe(tmp_path, GOOD)).stages[0].refresh == "epoch"
 
 
 def test_the_example_recipe_is_a_good_one(tmp_path):

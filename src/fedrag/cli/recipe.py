@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from fedrag.errors import ConfigError
@@ -36,6 +37,10 @@ from fedrag.objectives.ralt import RALT
 OBJECTIVES: dict[str, type[Objective]] = {"contrastive": Contrastive, "lsr": LSR, "ralt": RALT}
 
 
+_Component = Annotated[str, Field(pattern="^(retriever|generator)$")]
+_Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Stage(BaseModel):
     """One training run of a recipe."""
 
@@ -44,8 +49,8 @@ class Stage(BaseModel):
     objective: Literal["contrastive", "lsr", "ralt"]
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
     training: dict[str, Any] = Field(default_factory=dict[str, Any])
-    learning_rates: dict[str, float] = Field(default_factory=dict[str, float])
-    refresh: Literal["never", "epoch"] | int = "epoch"
+    learning_rates: dict[_Component, _Rate] = Field(default_factory=dict[str, float])
+    refresh: Literal["never", "epoch"] | Annotated[int, Field(strict=True, ge=1)] = "epoch"
 
 
 class Recipe(BaseModel):
@@ -61,12 +66,17 @@ class Recipe(BaseModel):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe. Raises `ConfigError`, which names the key, what was wanted, and the likely meaning."""
+    """Read and check a recipe, every setting of every stage, before anything is loaded.
+
+    Raises `ConfigError`, which names the key, what was wanted, and the likely meaning.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe at {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, the 45th of May
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, a recipe is a mapping with the keys {_keys(Recipe)}")
@@ -76,12 +86,41 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: " + "; ".join(_explain(cast(dict[str, Any], e)) for e in error.errors())) from None
     for number, stage in enumerate(recipe.stages, start=1):
         place = f"{path}: stage {number}"
-        takes = [
-            p for p in inspect.signature(OBJECTIVES[stage.objective]).parameters if p not in ("rag", "exclude_ids")
-        ]
-        _known(stage.settings, takes, f"{place}: settings of {stage.objective}")
-        _known(stage.training, [field.name for field in fields(TrainingArguments)], f"{place}: training")
+        takes = inspect.signature(OBJECTIVES[stage.objective], eval_str=True).parameters
+        types = {name: taken.annotation for name, taken in takes.items() if name not in ("rag", "exclude_ids")}
+        stage.settings = _typed(stage.settings, types, f"{place}: settings of {stage.objective}")
+        stage.training = _training(stage.training, f"{place}: training", measured=recipe.eval is not None)
     return recipe
+
+
+def _typed(given: Mapping[str, Any], types: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The values as what they are declared to be. Only text is converted: in YAML, 1e-4 is text."""
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in types:
+            raise ConfigError(f"{place}: unknown key {key!r}{_meant(key, list(types))}")
+        adapter: TypeAdapter[Any] = TypeAdapter(types[key], config=ConfigDict(allow_inf_nan=False))
+        try:
+            values[key] = adapter.validate_python(value, strict=not isinstance(value, str))
+        except ValidationError as error:
+            wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+            raise ConfigError(f"{place}: {key}: {wanted}, got {reprlib.repr(value)}") from None
+    return values
+
+
+def _training(given: Mapping[str, Any], place: str, *, measured: bool) -> dict[str, Any]:
+    hints = get_type_hints(TrainingArguments)
+    values = _typed(given, {field.name: hints[field.name] for field in fields(TrainingArguments)}, place)
+    try:
+        settings: dict[str, Any] = {"output_dir": "runs", "report_to": "none", "save_strategy": "no", **values}
+        args = TrainingArguments(**settings)
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise ConfigError(f"{place}: transformers refuses these settings: {error}") from None
+    if args.save_strategy == "no" and (idle := {"save_steps", "save_total_limit"} & set(values)):
+        raise ConfigError(f"{place}: {min(idle)} does nothing without checkpoints: add save_strategy: steps, or epoch")
+    if args.eval_strategy != "no" and not measured:
+        raise ConfigError(f"{place}: eval_strategy needs examples to measure on: add `eval: dev.jsonl` to the recipe")
+    return values
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -89,14 +128,7 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         model = Stage if "stages" in error["loc"] else Recipe
         return f"unknown key {where!r}{_meant(str(error['loc'][-1]), _keys(model))}"
-    return f"{where or 'the recipe'}: {error['msg']}, got {error['input']!r}"
-
-
-def _known(given: dict[str, Any], known: Iterable[str], place: str) -> None:
-    names = list(known)
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{place}: unknown key {key!r}{_meant(key, names)}")
+    return f"{where or 'the recipe'}: {error['msg']}, got {reprlib.repr(error['input'])}"
 
 
 def _meant(key: str, known: list[str]) -> str:

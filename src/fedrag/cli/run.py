@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from dataclasses import replace
 
 import typer
-from transformers import TrainingArguments
 
 from fedrag.cli.recipe import OBJECTIVES, Recipe, Stage
 from fedrag.data import read_examples
@@ -13,6 +13,8 @@ from fedrag.errors import ConfigError
 from fedrag.evaluation import Report, evaluate
 from fedrag.objectives.objective import Objective
 from fedrag.rag import RAGSystem
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.training.settings import check, default_arguments
 from fedrag.training.trainer import RAGTrainer
 from fedrag.types import Example
 
@@ -22,10 +24,11 @@ def run_recipe(recipe: Recipe) -> Report | None:
     train = read_examples(recipe.train)
     dev = read_examples(recipe.eval) if recipe.eval else []
     rag = RAGSystem.load(recipe.system)
+    rehearse(rag, recipe, train)
     before = evaluate(rag, dev) if dev else None
     for number, stage in enumerate(recipe.stages, start=1):
         typer.echo(f"stage {number} of {len(recipe.stages)}: {stage.objective}")
-        _trainer(rag, stage, train, recipe).train()
+        trainer(rag, recipe, number, train, dev).train()
         rag.save(recipe.save_to)
     typer.echo(f"saved in {recipe.save_to}")
     if before is None:
@@ -35,21 +38,42 @@ def run_recipe(recipe: Recipe) -> Report | None:
     return after
 
 
-def _trainer(rag: RAGSystem, stage: Stage, train: list[Example], recipe: Recipe) -> RAGTrainer:
-    objective: Objective = OBJECTIVES[stage.objective](rag, **stage.settings)
-    args = None
-    if stage.training:
-        settings: dict[str, Any] = {
-            "output_dir": str(recipe.save_to) + ".checkpoints",
-            "report_to": "none",
-            **stage.training,
-        }
-        try:
-            args = TrainingArguments(**settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"the training settings of {stage.objective} are refused by transformers: {error}"
-            ) from None
+def trainer(rag: RAGSystem, recipe: Recipe, number: int, train: list[Example], dev: list[Example]) -> RAGTrainer:
+    """The trainer of a stage: its own settings over the trainer's defaults, and a checkpoint folder of its own."""
+    stage = recipe.stages[number - 1]
+    objective = _objective(rag, stage, number)
+    folder = f"{recipe.save_to}.checkpoints/{number}-{stage.objective}"
     return RAGTrainer(
-        objective, train_dataset=train, args=args, learning_rates=stage.learning_rates, refresh=stage.refresh
+        objective,
+        train_dataset=train,
+        eval_dataset=dev or None,
+        args=replace(default_arguments(objective), **{"output_dir": folder, **stage.training}),
+        learning_rates=stage.learning_rates,
+        refresh=stage.refresh,
     )
+
+
+def rehearse(rag: RAGSystem, recipe: Recipe, train: list[Example]) -> None:
+    """Make every stage's objective once, so that a mistake in the last one shows before the first one trains."""
+    # objectives may give the encoder a second tower, which must not be there before its stage has come
+    retriever = DenseRetriever(copy.deepcopy(rag.dense.encoder), rag.dense.store)
+    stand_in = RAGSystem(retriever=retriever, generator=rag.generator, top_k=rag.top_k, prompt=rag.prompt)
+    for number, stage in enumerate(recipe.stages, start=1):
+        objective = _objective(stand_in, stage, number)
+        try:
+            check(
+                objective,
+                train,
+                replace(default_arguments(objective), **stage.training),
+                stage.learning_rates,
+                stage.refresh,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"stage {number}: {error}") from None
+
+
+def _objective(rag: RAGSystem, stage: Stage, number: int) -> Objective:
+    try:
+        return OBJECTIVES[stage.objective](rag, **stage.settings)
+    except ConfigError as error:
+        raise ConfigError(f"stage {number}: {error}") from None

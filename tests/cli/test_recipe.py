@@ -1,0 +1,171 @@
+"""Recipes: what is wrong with one is told in one sentence, before anything is loaded."""
+
+import json
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrag.cli.recipe import OBJECTIVES, Recipe, read_recipe
+from fedrag.cli.run import rehearse, run_recipe, trainer
+from fedrag.errors import ConfigError
+from fedrag.objectives.ralt import RALT
+from fedrag.training.settings import default_arguments
+from systems import EXAMPLES, tiny_system
+
+GOOD = "system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages:\n  - objective: lsr\n"
+
+
+def read(folder, text):
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (GOOD.replace("save_to", "saveto"), "unknown key 'saveto'; did you mean 'save_to'?"),
+        (GOOD.replace("lsr", "lsrr"), "stages.0.objective"),
+        (GOOD + "    setings: {k: 3}\n", "did you mean 'settings'?"),
+        (GOOD + "    settings: {temperatur: 3}\n", "stage 1: settings of lsr: unknown key 'temperatur'; did you mean"),
+        (GOOD + "    settings: {k: many}\n", "stage 1: settings of lsr: k: Input should be a valid integer"),
+        (GOOD + "    settings: {k: true}\n", "settings of lsr: k: Input should be a valid integer, got True"),
+        (GOOD + "    settings: {train: neither}\n", "train: Input should be 'query' or 'both', got 'neither'"),
+        (GOOD + "    settings: {temperature: .nan}\n", "temperature: Input should be a finite number"),
+        (GOOD + "  - objective: ralt\n    settings: {shuffle: 3}\n", "stage 2: settings of ralt: shuffle"),
+        (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
+        (GOOD + "    training: {learning_rate: fast}\n", "training: learning_rate: Input should be a valid number"),
+        (GOOD + "  - objective: ralt\n    training: {save_strategy: x}\n", "stage 2: training: transformers refuses"),
+        (GOOD + "    training: {save_steps: 5}\n", "save_steps does nothing without checkpoints"),
+        (GOOD + "    training: {eval_strategy: epoch}\n", "eval_strategy needs examples"),
+        (GOOD + "    learning_rates: {retreiver: 1}\n", "learning_rates.retreiver"),
+        (GOOD + "    refresh: 0\n", "stages.0.refresh"),
+        ("system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages: []\n", "at least 1"),
+        ("just a sentence", "a recipe is a mapping"),
+        ("a: [", "not valid YAML"),
+        ("a: 2020-55-55", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        ("", "a recipe is a mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(tmp_path, text, complaint):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert complaint in str(caught.value)
+
+
+def test_recipes_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe at"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_recipe(tmp_path / "latin.yaml")
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    text = GOOD + "    settings: {k: '8'}\n    training: {learning_rate: 1e-4}\n    learning_rates: {retriever: 1e-5}\n"
+    (stage,) = read(tmp_path, text).stages
+    assert (stage.settings, stage.training) == ({"k": 8}, {"learning_rate": 1e-4})
+    assert (stage.learning_rates, stage.refresh) == ({"retriever": 1e-5}, "epoch")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+TRAINING = ["learning_rate", "save_strategy", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "fsdp"]
+TRAINING += ["accelerator_config", "warmup_steps", "logging_strategy", "debug", "max_steps", "fsdp_config", "seed"]
+STAGES = st.fixed_dictionaries(
+    {"objective": st.sampled_from(list(OBJECTIVES))},
+    optional={
+        "settings": st.dictionaries(st.sampled_from(["k", "train", "temperature", "shuffle", "x"]), VALUES) | VALUES,
+        "training": st.dictionaries(st.sampled_from(TRAINING), VALUES, max_size=3) | VALUES,
+        "learning_rates": st.dictionaries(st.sampled_from(["retriever", "x"]), VALUES) | VALUES,
+        "refresh": VALUES,
+    },
+)
+RECIPES = st.fixed_dictionaries(
+    {name: st.just("here") for name in ("system", "save_to", "train")} | {"stages": st.lists(STAGES | VALUES)},
+    optional={"eval": VALUES, "more": VALUES},
+)
+
+
+@given(VALUES | RECIPES, st.booleans())
+def test_whatever_a_recipe_holds_only_a_config_error_comes(tmp_path_factory, content, as_json):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(json.dumps(content, default=str) if as_json else yaml.safe_dump(content), encoding="utf-8")
+    _only_config_errors(path)
+
+
+@given(st.binary(max_size=40) | st.text("[]{}:,-?&*!|>%@`'\"#\n 0x_.:eab", max_size=40).map(str.encode))
+def test_whatever_bytes_a_recipe_has_only_a_config_error_comes(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_bytes(content)
+    _only_config_errors(path)
+
+
+def _only_config_errors(path):
+    try:
+        assert isinstance(read_recipe(path), Recipe)
+    except ConfigError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+# -- carried out
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a saved system and examples; `{0}` in a recipe stands for it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    tiny_system(kind="bert").save(folder / "rag")
+    rows = [json.dumps({"question": e.question, "answers": e.answers, "positives": e.positives}) for e in EXAMPLES]
+    (folder / "t.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def staged(folder, stages):
+    head = f"system: {folder}/rag\nsave_to: {folder}/tuned\ntrain: {folder}/t.jsonl\nstages:\n"
+    return read(folder, head + stages)
+
+
+@pytest.mark.parametrize(
+    ("second", "complaint"),
+    [
+        ("{objective: lsr, settings: {k: 1}}", "stage 2: LSR compares documents, so k must be at least 2, got 1"),
+        ("{objective: ralt, learning_rates: {retriever: 0.1}}", "stage 2: learning_rates names"),
+        ("{objective: ralt, training: {label_smoothing_factor: 0.1}}", "stage 2: label_smoothing_factor"),
+    ],
+)
+def test_a_mistake_in_the_last_stage_shows_before_the_first_has_trained(workplace, second, complaint):
+    recipe = staged(workplace, f"  - objective: contrastive\n    training: {{max_steps: 1}}\n  - {second}\n")
+    with pytest.raises(ConfigError, match=complaint):
+        run_recipe(recipe)
+    assert not (workplace / "tuned").exists()
+    assert not (workplace / "tuned.checkpoints").exists()
+
+
+def test_the_rehearsal_leaves_the_system_as_it_was(workplace):
+    recipe = staged(workplace, "  - objective: contrastive\n  - objective: lsr\n")
+    rag = tiny_system(kind="bert")
+    before = set(rag.named_parameters())
+    rehearse(rag, recipe, EXAMPLES)
+    assert set(rag.named_parameters()) == before  # LSR's second tower must not be there when the first stage trains
+
+
+def test_what_a_stage_sets_lies_over_the_trainers_own_defaults(workplace):
+    stages = ["{objective: ralt, training: {max_steps: 7}}", "{objective: ralt, training: {save_strategy: epoch}}"]
+    recipe = staged(workplace, "".join(f"  - {stage}\n" for stage in stages))
+    rag = tiny_system(kind="bert", lora=2)
+    first, second = (trainer(rag, recipe, number, EXAMPLES, []).args for number in (1, 2))
+    usual = default_arguments(RALT(rag)).to_dict()
+    changed = {name for name, value in first.to_dict().items() if value != usual[name]}
+    assert changed == {"max_steps", "output_dir", "dataloader_pin_memory"}  # the trainer itself sets the last
+    assert (first.max_steps, first.learning_rate) == (7, 1e-4)
+    assert first.output_dir == f"{workplace}/tuned.checkpoints/1-ralt"
+    assert (second.save_strategy, second.output_dir) == ("epoch", f"{workplace}/tuned.checkpoints/2-ralt")
