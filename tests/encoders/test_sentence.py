@@ -1,5 +1,6 @@
 """The encoder against sentence-transformers itself, and what its fingerprint notices."""
 
+import math
 import shutil
 from typing import Any
 
@@ -252,9 +253,36 @@ def test_adapters_of_another_model_are_noticed(tmp_path):
         SentenceEncoder.load(tmp_path)
 
 
+def test_documents_longer_than_is_read_are_counted():
+    model = tiny_sentence_transformer()
+    model.max_seq_length = 6
+    encoder = SentenceEncoder(model)
+    assert encoder.max_length == 6
+    words = "the capital of France is Paris ."
+    lengths = [len(model.tokenizer(" ".join(words.split()[:n]))["input_ids"]) for n in range(8)]
+    assert lengths == list(range(8))
+    texts = [" ".join(words.split()[:n]) for n in range(8)]
+    assert encoder.too_long(texts) == 1
+    assert encoder.too_long(texts[:7]) == 0
+    model.prompts = {"passage": "of "}
+    assert encoder.too_long(texts) == 2
+    encoder.untie()
+    assert encoder.too_long(texts) == 2
+    vectors = encoder.encode_documents(texts)
+    assert torch.equal(vectors[5], vectors[7])  # this is what the count warns of
+    assert not torch.equal(vectors[4], vectors[5])
+
+
+def test_static_models_read_everything():
+    encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))
+    assert encoder.max_length == math.inf
+    assert encoder.too_long(["word " * 10_000]) == 0
+
+
 def test_wrong_input_is_named():
     encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))
-    with pytest.raises(InputError, match="wrap it in a list"):
-        encoder.encode_queries("one")
+    with pytest.raises(InputError, match="one string of 11 characters: wrap it in a list") as caught:
+        encoder.encode_queries("confidental")
+    assert "confidental" not in str(caught.value)
     with pytest.raises(InputError, match="at least one"):
         encoder.encode_documents([])

@@ -1,15 +1,17 @@
 """Dense retrieval: scores with gradient, freshness, resumable indexing."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError, StaleIndexError
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.stores.memory import MemoryStore
-from fedrag.types import Document
+from fedrag.types import Document, Encoder
 from tiny import tiny_sentence_transformer
 
 DOCUMENTS = [Document(f"passage {n} about the river and key {n * 7}", id=f"d{n}") for n in range(40)]
@@ -139,6 +141,88 @@ def test_indexing_and_refreshing_go_on_where_they_stopped():
     encoder.left = 1
     wanted = encoder.encode_documents([document.text for document in many]).detach()
     torch.testing.assert_close(retriever.store.vectors([document.id for document in many]), wanted)
+
+
+class Killed(MemoryStore):
+    """Is interrupted once, just after it stored a window."""
+
+    left = 1
+
+    def add(self, documents, vectors):
+        super().add(documents, vectors)
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupt
+
+
+def test_an_interruption_after_the_first_window_leaves_a_store_that_knows_its_encoder():
+    retriever = DenseRetriever(SentenceEncoder(tiny_sentence_transformer(kind="static")), Killed(), batch_size=1)
+    with pytest.raises(Interrupt):
+        retriever.add(DOCUMENTS, progress=False)
+    assert len(retriever.store) == 16
+    retriever.add(DOCUMENTS, progress=False)
+    assert len(retriever.store) == 40
+    retriever.retrieve(["key"], 1)
+
+
+def test_documents_read_in_part_are_told_once_without_their_text(caplog):
+    model = tiny_sentence_transformer()
+    model.max_seq_length = 12
+    retriever = DenseRetriever(SentenceEncoder(model), MemoryStore(), batch_size=1)
+    long = [Document(f"the secret {'river ' * 20} {n}", id=f"long{n}") for n in range(30)]
+    short = [Document(f"the key {n}", id=f"short{n}") for n in range(20)]
+    retriever.add(short, progress=False)
+    assert not caplog.records
+    retriever.add([*long, *short, Document("the road")], progress=False)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "30 of 31 documents are longer than the 12 tokens" in record.getMessage()
+    assert "chunk_tokens" in record.getMessage()
+    assert "secret" not in record.getMessage()
+    retriever.add(long, progress=False)
+    assert len(caplog.records) == 1
+
+
+class Bag:
+    """The mean of random vectors of characters: all that the protocol asks for, and no more."""
+
+    def __init__(self):
+        self.table = nn.Embedding(256, 16)
+
+    def encode_queries(self, texts):
+        return torch.stack([self.table(torch.tensor(list(text.encode()))).mean(0) for text in texts])
+
+    encode_documents = encode_queries
+
+    @property
+    def fingerprint(self):
+        return hashlib.sha256(self.table.weight.detach().numpy().tobytes()).hexdigest()
+
+    def parts(self):
+        return {"encoder": self.table}
+
+
+def test_any_object_that_fulfils_the_protocol_will_do():
+    encoder = Bag()
+    assert isinstance(encoder, Encoder)
+    retriever = DenseRetriever(encoder, MemoryStore(), batch_size=7)
+    retriever.add(DOCUMENTS, progress=False)
+    wanted = encoder.encode_queries(["key 14"]) @ encoder.encode_documents([d.text for d in DOCUMENTS]).T
+    (hits,) = retriever.retrieve(["key 14"], 3)
+    assert [hit.document.id for hit in hits] == [f"d{i}" for i in wanted.topk(3).indices[0].tolist()]
+    scores = retriever.scores(["key 14"], [[hit.document for hit in hits]])
+    torch.testing.assert_close(scores[0].detach(), torch.tensor([hit.score for hit in hits]))
+    scores.sum().backward()
+    assert encoder.table.weight.grad is not None
+    with torch.no_grad():
+        encoder.table.weight.add_(torch.randn_like(encoder.table.weight))
+    with pytest.raises(StaleIndexError):
+        retriever.retrieve(["key"], 1)
+    assert retriever.refresh(progress=False) == 40
+    encoder.table.requires_grad_(False)
+    (hits,) = retriever.retrieve(["key 14"], 3)
+    scores = retriever.scores(["key 14"], [[hit.document for hit in hits]])  # vectors from the store
+    torch.testing.assert_close(scores[0], torch.tensor([hit.score for hit in hits]))
 
 
 def test_adding_what_is_there_encodes_nothing_and_a_changed_text_replaces():

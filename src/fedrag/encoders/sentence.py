@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fedrag.encoders import adapters
 from fedrag.errors import ConfigError, InputError
@@ -106,6 +108,27 @@ class SentenceEncoder(nn.Module):
         return tuple(layer for side in sides if side is not None for layer in side.children())
 
     @property
+    def max_length(self) -> float:
+        """How many tokens of a document are read, prompt and special tokens included; infinite without a limit."""
+        return getattr(self._document_layers[0], "max_seq_length", None) or math.inf
+
+    def too_long(self, documents: Sequence[str]) -> int:
+        """Count the documents that are longer than `max_length`, whose end no vector knows."""
+        prompt = self.prompt("document") or ""
+        tokenizer: Any = getattr(self._document_layers[0], "tokenizer", None)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return 0
+        spare = self.max_length - tokenizer.num_special_tokens_to_add()
+        # a token is a byte at least, so that short texts need not be cut into tokens
+        suspects = [
+            text for text in (prompt + text for text in documents) if len(text.encode("utf-8", "surrogatepass")) > spare
+        ]
+        if not suspects:
+            return 0
+        ids: list[list[int]] = tokenizer(suspects, truncation=False, padding=False, verbose=False)["input_ids"]
+        return sum(len(row) > self.max_length for row in ids)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the document side: weights, tokenizer, prompt, pooling, maximum length, truncation, similarity."""
         settings = [
@@ -138,7 +161,9 @@ class SentenceEncoder(nn.Module):
 
     def _encode(self, texts: Sequence[str], task: str) -> Tensor:
         if isinstance(texts, str):
-            raise InputError(f"the encoder takes a sequence of texts, got the string {texts!r}: wrap it in a list")
+            raise InputError(
+                f"the encoder takes a sequence of texts, got one string of {len(texts)} characters: wrap it in a list"
+            )
         if not texts:
             raise InputError("the encoder got no text to encode; pass at least one")
         features = self.model.preprocess(list(texts), prompt=self.prompt(task), task=task)

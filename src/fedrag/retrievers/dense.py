@@ -10,35 +10,41 @@ a query raises `StaleIndexError` in place of silently ranking by mismatched vect
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import TypeVar
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError, StaleIndexError
 from fedrag.ops.modes import evaluating
 from fedrag.ops.similarity import own_candidates
-from fedrag.types import Document, Hit, KnowledgeStore, Where
+from fedrag.types import Document, Encoder, Hit, KnowledgeStore, Where
+
+_log = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=Encoder, default=SentenceEncoder)
 
 _WINDOW = 16
 """Batches embedded between two writes to the store: enough to sort texts by length, few enough to lose little."""
 
 
 @dataclass(slots=True)
-class DenseRetriever:
+class DenseRetriever(Generic[E]):
     """Find documents by the inner product of their vectors with the query's.
 
     Args:
-        encoder: the towers.
+        encoder: the towers: a `SentenceEncoder`, which the objectives train, or any other `Encoder`.
         store: the documents and their vectors.
         batch_size: texts encoded at a time, outside training.
     """
 
-    encoder: SentenceEncoder
+    encoder: E
     store: KnowledgeStore
     batch_size: int = field(default=64, kw_only=True)
 
@@ -77,18 +83,19 @@ class DenseRetriever:
     def document_vectors(self, documents: Sequence[Document]) -> Tensor:
         """Vectors `[n, d]` to train on: encoded with gradient, or the store's own while the document side is frozen."""
         parts = self.encoder.parts()
-        parts.pop("query", None)
-        if any(parameter.requires_grad for part in parts.values() for parameter in part.parameters()):
+        if any(p.requires_grad for name, part in parts.items() if name != "query" for p in part.parameters()):
             return self.encoder.encode_documents([document.text for document in documents])
         stored = [document.id for document in documents if document.id in self.store]
         if len(stored) == len(documents) and self.store.fingerprint == self.encoder.fingerprint:
-            return self.store.vectors(stored).to(self.encoder.model.device)
+            weights = next((weight for part in parts.values() for weight in part.parameters()), torch.empty(0))
+            return self.store.vectors(stored).to(weights.device)
         return self.embed_documents(documents)
 
     def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
         """Embed and store documents; those that the store already holds, text and metadata alike, are skipped.
 
-        Interrupted and started again, it goes on with the first document that is missing.
+        Interrupted and started again, it goes on with the first document that is missing. Documents longer than the
+        encoder reads are embedded by their beginning; their number is logged as a warning.
 
         Raises:
             InputError: if `documents` is empty, or two different ones share an id.
@@ -100,17 +107,28 @@ class DenseRetriever:
         for document in documents:
             if unique.setdefault(document.id, document) != document:
                 raise InputError(f"two different documents have the id {document.id!r}; give each its own")
-        if len(self.store):
-            self.check_fresh()
+        self.check_fresh()
         waiting = [document for document in unique.values() if not self._holds(document)]
         bar = tqdm(
             total=len(unique), initial=len(unique) - len(waiting), desc="index", unit="doc", disable=not progress
         )
+        # before the first vector is stored: interrupted in between, the store would not know who wrote what it holds
+        self.store.fingerprint = self.encoder.fingerprint
+        cut = 0
         with bar:
             for start in range(0, len(waiting), _WINDOW * self.batch_size):
                 window = waiting[start : start + _WINDOW * self.batch_size]
                 self.store.add(window, self.embed_documents(window, bar))
-                self.store.fingerprint = self.encoder.fingerprint
+                if isinstance(self.encoder, SentenceEncoder):
+                    cut += self.encoder.too_long([document.text for document in window])
+        if cut and isinstance(self.encoder, SentenceEncoder):
+            _log.warning(
+                "%d of %d documents are longer than the %d tokens that the encoder reads, and were embedded by their "
+                "beginning: cut them into passages, as read_documents(..., chunk_tokens=...) does, and add those",
+                cut,
+                len(waiting),
+                self.encoder.max_length,
+            )
 
     def refresh(self, *, progress: bool = True) -> int:
         """Embed again what another document encoder wrote; return how many documents that was.
@@ -139,13 +157,20 @@ class DenseRetriever:
 
     def embed_queries(self, queries: Sequence[str]) -> Tensor:
         """Vectors `[n, d]` of queries, without gradient or dropout."""
-        with evaluating(self.encoder):
+        with evaluating(self._network):
             return self._by_length(self.encoder.encode_queries, queries)
 
     def embed_documents(self, documents: Sequence[Document], bar: tqdm[Any] | None = None) -> Tensor:
         """Vectors `[n, d]` of documents, without gradient or dropout; `bar` is moved on by each batch."""
-        with evaluating(self.encoder):
+        with evaluating(self._network):
             return self._by_length(self.encoder.encode_documents, [document.text for document in documents], bar)
+
+    @property
+    def _network(self) -> nn.Module:
+        """All that has a training mode in the encoder."""
+        if isinstance(self.encoder, nn.Module):
+            return self.encoder
+        return nn.ModuleList(self.encoder.parts().values())
 
     def _by_length(
         self, encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], bar: tqdm[Any] | None = None
