@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from fedrag.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Where = Mapping[str, Any]
 """A metadata filter in Haystack's dict shape; see `fedrag.filters`."""
@@ -117,6 +117,10 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides a document's vector: weights, prompt, pooling, maximum length."""
+        ...
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Return the disjoint modules that hold all weights; what queries alone pass through is named "query"."""
         ...
 
 
