@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fedrag import RAGSystem
 from fedrag.cli import app
 from fedrag.cli.recipe import read_recipe
+from fedrag.errors import ConfigError
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 FEDRAG = [sys.executable, "-c", "from fedrag.cli import main; main()"]
@@ -121,9 +122,73 @@ def test_ctrl_c_while_indexing_keeps_what_is_done_and_the_same_command_goes_on(w
     assert child.returncode == 130
     assert "the same command goes on" in errors
     assert len(RAGSystem.load(workplace / "rag").dense.store) == 1024
-    again = fedrag(*command, cwd=workplace)
+    again = fedrag(*command[:3], cwd=workplace)
     assert again.returncode == 0, again.stderr
     assert len(RAGSystem.load(workplace / "rag").dense.store) == 3000
+
+
+@pytest.fixture
+def index(workplace, models, monkeypatch):
+    """`fedrag index` in this process; with the models of the system, where it is a new one."""
+    monkeypatch.chdir(workplace)
+
+    def go(*words, new=True):
+        return CliRunner().invoke(app, ["index", *words, "rag", *(models if new else [])])
+
+    return go
+
+
+def stored(workplace):
+    return {document.id: document.text for document in RAGSystem.load(workplace / "rag").dense.store.documents()}
+
+
+def test_what_a_source_no_longer_has_leaves_the_store(workplace, index):
+    (workplace / "docs" / "clerk0.txt").write_text("one two three four five six")
+    cut = ["--chunk-tokens", "2", "--overlap", "0"]
+    assert index("docs", *cut).exit_code == 0
+    before = stored(workplace)
+    (workplace / "docs" / "clerk0.txt").write_text("one two tree")
+    (workplace / "docs" / "clerk1.txt").unlink()  # not read again: what is known of it stays
+    result = index("docs", *cut, new=False)
+    assert result.exit_code == 0
+    assert "; 1 removed" in result.stdout
+    after = stored(workplace)
+    assert {id: after.get(id) for id in before if after.get(id) != before[id]} == {
+        "docs/clerk0.txt#1": "tree",
+        "docs/clerk0.txt#2": None,
+    }
+
+
+def test_two_folders_and_a_table_live_side_by_side(workplace, index):
+    (workplace / "more").mkdir()
+    (workplace / "more" / "clerk0.txt").write_text("another clerk")
+    for number in (1, 2):  # rows of one source, whose ids look like those of pieces
+        (workplace / f"{number}.jsonl").write_text(json.dumps({"id": f"c#{number}", "text": "x", "source": "web"}))
+    assert index("docs").exit_code == 0
+    for path in ("more", "1.jsonl", "2.jsonl"):
+        result = index(path, "--chunk-tokens", "0", new=False)
+        assert result.exit_code == 0
+        assert "removed" not in result.stdout
+    found = stored(workplace)
+    assert len(found) == 9
+    assert {"docs/clerk0.txt#0", "more/clerk0.txt#0", "c#1", "c#2"} <= set(found)
+
+
+def test_settings_that_an_existing_system_cannot_take_are_refused(workplace, index, models):
+    assert index("docs").exit_code == 0
+    for option, value in zip(models[::2], models[1::2], strict=True):
+        with pytest.raises(ConfigError, match=f"rag is a system already, which {option} cannot change"):
+            raise index("docs", option, value, new=False).exception
+
+
+@pytest.mark.parametrize(("option", "name"), [("--encoder", "no/such-model"), ("--generator", "no name!")])
+def test_a_model_that_cannot_be_had_is_named(workplace, models, option, name):
+    settings = [*models]
+    settings[settings.index(option) + 1] = name
+    result = fedrag("index", "docs", "rag", *settings, cwd=workplace)
+    assert result.returncode == 1
+    assert f"{option[2:]} {name!r} cannot be loaded: pass the folder of a model" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_mistake_is_one_line_and_no_traceback(workplace):

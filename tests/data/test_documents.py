@@ -99,7 +99,12 @@ def test_a_folder_round_trip(tmp_path_factory: pytest.TempPathFactory, files: di
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode("utf-8-sig"))
-    wanted = [Document(text, f"{name}#0", {"source": name}) for name, text in sorted(files.items()) if text.strip()]
+    sources = {name: f"{root.name}/{name}" for name in files}
+    wanted = [
+        Document(text, f"{sources[name]}#0", {"source": sources[name]})
+        for name, text in sorted(files.items())
+        if text.strip()
+    ]
     if not wanted:
         with pytest.raises(DataError, match="empty"):
             read_documents(root, progress=False)
@@ -295,10 +300,11 @@ def test_equal_rows_without_id_are_one_document(caplog: pytest.LogCaptureFixture
 
 def test_a_folder_skips_hidden_and_counts_empty_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+    root = tmp_path / "docs"
     for name in (".hidden.txt", ".git/a.txt", "b.txt", "a/z.md", "data.jsonl", "e.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("" if name == "e.md" else name)
-    assert [document.id for document in read_documents(tmp_path)] == ["a/z.md#0", "b.txt#0"]
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("" if name == "e.md" else name)
+    assert [document.id for document in read_documents(root)] == ["docs/a/z.md#0", "docs/b.txt#0"]
     assert "skipped 1 empty files of 3" in caplog.text
     assert "left aside 1 files" in caplog.text
 
@@ -323,20 +329,35 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, link: str, message:
 
 
 def test_links_inside_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.txt").write_text("inside")
-    (tmp_path / "y.txt").symlink_to(tmp_path / "a" / "x.txt")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert [document.id for document in read_documents(tmp_path)] == ["a/x.txt#0", "y.txt#0"]
+    root = tmp_path / "docs"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "x.txt").write_text("inside")
+    (root / "y.txt").symlink_to(root / "a" / "x.txt")
+    (root / "loop").symlink_to(root)
+    assert [document.id for document in read_documents(root)] == ["docs/a/x.txt#0", "docs/y.txt#0"]
 
 
 def test_a_text_file_alone_and_in_chunks(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
+    path = tmp_path / "docs" / "x.txt"
+    path.parent.mkdir()
     path.write_bytes(b"\xef\xbb\xbfone two\r\nthree")
-    assert read_documents(path) == [Document("one two\r\nthree", "x.txt#0", {"source": "x.txt"})]
+    source = {"source": "docs/x.txt"}
+    assert read_documents(path) == [Document("one two\r\nthree", "docs/x.txt#0", source)]
     first, second = read_documents(path, chunk_tokens=2)
-    assert first == Document("one two\r\n", "x.txt#0", {"source": "x.txt", "start": 0, "end": 9})
-    assert second == Document("three", "x.txt#1", {"source": "x.txt", "start": 9, "end": 14})
+    assert first == Document("one two\r\n", "docs/x.txt#0", {**source, "start": 0, "end": 9})
+    assert second == Document("three", "docs/x.txt#1", {**source, "start": 9, "end": 14})
+
+
+def test_ids_are_the_same_however_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("docs", "more"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "sub" / "readme.md").write_text(folder)
+    expected = read_documents(tmp_path / "docs")
+    assert [document.id for document in expected] == ["docs/sub/readme.md#0"]
+    assert [document.id for document in read_documents(tmp_path / "more")] == ["more/sub/readme.md#0"]
+    monkeypatch.chdir(tmp_path / "docs")
+    for path in (".", "../docs", "../docs/", "sub/.."):
+        assert read_documents(path) == expected
 
 
 def test_chunk_settings_without_chunks_are_refused() -> None:

@@ -1,15 +1,20 @@
 r"""Documents from a folder of texts, from a table, or from rows.
 
-| path                                  | one document is | its id                    | metadata                     |
-| ------------------------------------- | --------------- | ------------------------- | ---------------------------- |
-| a folder, or one `.txt` or `.md` file | a file          | relative path, `#`, chunk | `source`: the relative path  |
-| `.jsonl` `.json` `.csv` `.parquet`    | a row           | column `id`, or a hash    | every other column           |
+| path                                  | one document is | its id                  | metadata             |
+| ------------------------------------- | --------------- | ----------------------- | -------------------- |
+| a folder, or one `.txt` or `.md` file | a file          | its source, `#`, chunk  | `source`: see below  |
+| `.jsonl` `.json` `.csv` `.parquet`    | a row           | column `id`, or a hash  | every other column   |
+
+A text's source is its path from the folder on, the folder's own name first. It is the same on every machine, and two
+folders in one store may each have a `readme.md`; folders of the same name are taken for one, so give them different
+names. Of a text file read alone the folder is the one that it lies in.
 
 >>> import tempfile
->>> folder = Path(tempfile.mkdtemp())
+>>> folder = Path(tempfile.mkdtemp()) / "handbook"
+>>> folder.mkdir()
 >>> _ = (folder / "keys.md").write_text("Keys are rotated every month.\n")
 >>> [(document.id, dict(document.metadata)) for document in read_documents(folder)]
-[('keys.md#0', {'source': 'keys.md'})]
+[('handbook/keys.md#0', {'source': 'handbook/keys.md'})]
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ def read_documents(
     """Read every document of a folder or file, in a stable order.
 
     Of a folder, all `.txt` and `.md` files at any depth are read; hidden ones are skipped, empty ones too, and
-    counted in the log. A table's columns are the ones `documents_from` takes.
+    counted in the log. Their ids begin with the folder's name: `docs/keys/rotate.md#0`. A table's columns are the
+    ones `documents_from` takes.
 
     Args:
         path: the folder or file.
@@ -153,8 +159,9 @@ def _document(row: Row, text: str, id: str) -> tuple[Document, bool]:
 
 def _read_texts(folder: Path, paths: Sequence[Path], progress: bool) -> list[Document]:
     documents: list[Document] = []
+    root = Path(os.path.abspath(folder)).name  # of ".", too
     for path in tqdm(paths, desc="read", unit="file", disable=not progress, delay=1.0):
-        name = string(path.relative_to(folder).as_posix(), repr(str(path)), "name of the file")
+        name = string((Path(root) / path.relative_to(folder)).as_posix(), repr(str(path)), "name of the file")
         text = read_text(path)
         if text.strip():
             documents.append(Document(text, name, {"source": name}))
