@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -33,6 +35,25 @@ def folder(tmp_path: Path) -> Path:
     tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "hub")
     tiny_tokenizer(chat=True).save_pretrained(tmp_path / "hub")
     return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same model as the hub's cache has it, by name."""
+    cached = tmp_path / "cache" / "models--tiny--llama"
+    (cached / "snapshots").mkdir(parents=True)
+    folder.rename(cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return "tiny/llama"
+
+
+def half(folder: Path) -> Path:
+    """The folder with its weights in bfloat16."""
+    AutoModelForCausalLM.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    return folder
 
 
 def test_lora_trains_adapters_of_every_linear_layer_but_the_head(folder: Path):
@@ -96,14 +117,14 @@ def test_a_whole_model_loads_without_fedrag_and_with_it(folder: Path, tmp_path: 
     assert set(again.tunable()) == set(lm.tunable())
 
 
-def test_adapters_of_a_named_base_are_saved_alone(folder: Path, tmp_path: Path):
-    lm = CausalLM(folder, lora=4)
+def test_adapters_of_a_named_base_are_saved_alone(hub: str, tmp_path: Path):
+    lm = CausalLM(hub, lora=4)
     step(lm)
     lm.save(tmp_path / "out")
     assert not (tmp_path / "out" / "base").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     with torch.no_grad():
-        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "out")
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(hub), tmp_path / "out")
         ids = torch.tensor([lm.prompt_ids("The")])
         assert torch.equal(plain(input_ids=ids).logits, lm.model(input_ids=ids).logits)
         assert torch.equal(
@@ -117,8 +138,50 @@ def test_adapters_of_a_named_base_are_saved_alone(folder: Path, tmp_path: Path):
     step(again)
     assert scores(again) != scores(lm)
     again.save(tmp_path / "further")
+    assert not (tmp_path / "further" / "base").exists()
     assert scores(CausalLM.load(tmp_path / "further")) == scores(again)
     assert scores(CausalLM(tmp_path / "out")) == scores(lm)  # a folder of adapters is a model, too
+
+
+def words_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md", ".jinja"))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_folder_made_from_a_folder_can_be_moved(
+    relative: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    lm = CausalLM("hub" if relative else folder, lora=4)
+    step(lm)
+    lm.save("out")
+    CausalLM(folder).save("whole")
+    assert lm.model.active_peft_config.base_model_name_or_path == ("hub" if relative else str(folder))
+    folder.rename(tmp_path / "gone")
+    for saved in (Path("out"), Path("whole")):
+        assert str(tmp_path) not in words_of(saved)
+        assert '"hub"' not in words_of(saved)
+        assert ":hub" not in words_of(saved)
+    os.rename("out", "moved")
+    again = CausalLM.load("moved")
+    assert again.fingerprint == lm.fingerprint
+    assert scores(again) == scores(lm)
+    again.save("further")
+    assert "moved" not in words_of(Path("further"))
+    assert CausalLM.load("further").fingerprint == lm.fingerprint
+
+
+def test_a_base_that_cannot_be_found_is_named(hub: str, tmp_path: Path):
+    CausalLM(hub, lora=4).save(tmp_path / "out")
+    config = tmp_path / "out" / "adapter_config.json"
+    written = json.loads(config.read_text())
+    for source, said in (("tiny/other", "'tiny/other'"), ("/no/such/place", "'/no/such/place'"), (None, "no base")):
+        config.write_text(json.dumps({**written, "base_model_name_or_path": source}))
+        with pytest.raises(StoreError, match=rf"{said}.* put the base model into"):
+            CausalLM.load(tmp_path / "out")
+    config.write_text("{")
+    with pytest.raises(StoreError, match="names no base model"):
+        CausalLM.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_lfm2])
@@ -139,13 +202,13 @@ def test_the_base_of_an_object_is_saved_beside_its_adapters(make: Any, tmp_path:
     assert scores(CausalLM.load(tmp_path / "further")) == scores(lm)
 
 
-def test_a_base_that_trains_beside_its_adapters_is_saved_with_them(folder: Path, tmp_path: Path):
-    lm = CausalLM(folder, lora=4)
+def test_a_base_that_trains_beside_its_adapters_is_saved_with_them(hub: str, tmp_path: Path):
+    lm = CausalLM(hub, lora=4)
     for parameter in lm.model.get_base_model().model.norm.parameters():
         parameter.requires_grad_(True)
         parameter.data.mul_(1.5)
     lm.save(tmp_path / "out")
-    assert scores(CausalLM.load(tmp_path / "out")) == scores(lm) != scores(CausalLM(folder))
+    assert scores(CausalLM.load(tmp_path / "out")) == scores(lm) != scores(CausalLM(hub))
 
 
 def test_adapters_on_a_saved_system_bring_their_base_along(folder: Path, tmp_path: Path):
@@ -199,6 +262,28 @@ def test_dtype_and_device_are_obeyed(folder: Path):
     assert scores(half) == pytest.approx(scores(CausalLM(folder)), rel=0.05)
     with torch.no_grad():
         assert half.logprobs(PROMPTS, TARGETS).dtype == torch.float32
+
+
+def test_half_precision_is_widened_where_all_weights_train_and_nowhere_else(folder: Path, tmp_path: Path):
+    half(folder)
+    whole = CausalLM(folder)
+    assert {parameter.dtype for parameter in whole.tunable().values()} == {torch.float32}
+    assert CausalLM(folder, dtype="auto").model.dtype == torch.bfloat16
+    adapted = CausalLM(folder, lora=2)
+    assert adapted._loaded.base.dtype == torch.bfloat16
+    adapted.save(tmp_path / "out")
+    assert CausalLM(tmp_path / "out")._loaded.base.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_precision_that_was_asked_for_is_kept(lora: int | None, dtype: str, folder: Path, tmp_path: Path):
+    lm = CausalLM(half(folder), lora=lora, dtype=dtype)
+    lm.save(tmp_path / "out")
+    again = CausalLM.load(tmp_path / "out")
+    assert again._loaded.base.dtype == lm._loaded.base.dtype == getattr(torch, dtype)
+    assert again.fingerprint == lm.fingerprint
+    assert scores(again) == scores(lm)
 
 
 def test_quantised_weights_without_their_library_name_the_extra(folder: Path):

@@ -11,7 +11,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from fedrag.generators.network import Network, positions_of
+from fedrag.generators.network import Network, _close, positions_of
 from tiny import seeded, tiny_lfm2, tiny_llama
 
 SMALL: dict[str, Any] = {
@@ -78,3 +78,20 @@ def test_the_probe_leaves_no_hook_behind():
 def test_positions_count_what_is_seen():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 1]])
     assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 1, 1, 2]]
+
+
+class Metal(torch.Tensor):
+    """A tensor on a device without float64."""
+
+    def double(self) -> Any:
+        raise TypeError("this device has no float64")
+
+    def cpu(self, *_: Any, **__: Any) -> Any:
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probes_compare_on_devices_without_float64(dtype: torch.dtype):
+    one, two = (torch.tensor([1.0, last], dtype=dtype).as_subclass(Metal) for last in (2.0, 3.0))
+    assert _close(one, one)
+    assert not _close(one, two)

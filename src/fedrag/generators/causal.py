@@ -44,11 +44,12 @@ from fedrag.generators.loading import (
     end_ids,
     find_tokenizer,
     load_model,
-    read_saved,
+    read_quantization,
     save_model,
 )
 from fedrag.generators.network import Network
-from fedrag.generators.scoring import Pair, score
+from fedrag.generators.record import Record, read_record, write_record
+from fedrag.generators.scoring import Pair, require_pairs, score
 from fedrag.generators.tokens import PromptTokenizer
 from fedrag.ops.fingerprint import Fingerprint
 
@@ -58,9 +59,11 @@ class CausalLM(nn.Module):
 
     `model`: a name, a path, or a model of transformers or peft, with its `tokenizer` (found by itself for a name or
     path). `lora`: the rank of new adapters, or their `LoraConfig`. `quantization`: a configuration of transformers,
-    for weights that are read. `chat=None`: the chat template is used when the tokenizer has one. `stop`: strings that
-    end an answer. `max_length=None`: as many tokens as the model has positions, prompt and answer together.
-    `batch_tokens`: tokens in one forward pass, padding included.
+    for weights that are read. `dtype=None`: as the weights are, but float32 for a model that is read whole, without
+    adapters or quantisation, since small updates vanish in half precision ("auto": as they are). `chat=None`: the chat
+    template is used when the tokenizer has one. `stop`: strings that end an answer. `max_length=None`: as many tokens
+    as the model has positions, prompt and answer together. `batch_tokens`: tokens in one forward pass, padding
+    included.
 
     The model stays in evaluation mode until somebody calls `train()`. Raises `ConfigError` for settings that do not
     go together, `MissingExtraError` for a quantisation whose library is absent.
@@ -156,11 +159,7 @@ class CausalLM(nn.Module):
         computed once. Raises `BudgetError` for a pair longer than `max_length`.
         """
         prompts, targets = _strings("prompts", prompts), _strings("targets", targets)
-        if len(prompts) != len(targets) or group < 1 or len(prompts) % group:
-            raise InputError(
-                f"got {len(prompts)} prompts, {len(targets)} targets and group={group}: "
-                "give one target per prompt, and a number of prompts that is a multiple of group"
-            )
+        require_pairs(prompts, targets, group)
         pairs: list[Pair] = []
         for prompt, target in zip(prompts, targets, strict=True):
             ids = self.target_ids(target)
@@ -187,21 +186,38 @@ class CausalLM(nn.Module):
         """Write a folder that transformers (peft, for adapters) loads without fedrag, and `CausalLM.load` with it."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "max_new_tokens": self.max_new_tokens,
-            "stop": list(self.stop),
-            "chat": self.tokens.chat,
-            "max_length": self.max_length,
-            "batch_tokens": self.batch_tokens,
-        }
-        save_model(self._loaded, self.tokenizer, folder, {"settings": settings, "tunable": bool(self._tunable)})
+        record = Record(
+            quantization=save_model(self._loaded, self.tokenizer, folder),
+            dtype=str(self._loaded.base.dtype).removeprefix("torch."),
+            tunable=bool(self._tunable),
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            chat=self.tokens.chat,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+        )
+        write_record(folder, record)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> CausalLM:
-        """Read what `save` wrote. Raises `StoreError` for a folder that is something else, or of a newer format."""
-        written = read_saved(Path(path))
-        generator = cls(path, device=device, quantization=written["quantization"], **written["settings"])
-        if not written["tunable"]:
+        """Read what `save` wrote, in the precision that it had.
+
+        Raises `StoreError` for a folder that is something else, damaged or of a newer format, and for adapters whose
+        base model cannot be found.
+        """
+        saved = read_record(Path(path))
+        generator = cls(
+            path,
+            quantization=read_quantization(saved.quantization, Path(path)),
+            dtype=saved.dtype,
+            device=device,
+            max_new_tokens=saved.max_new_tokens,
+            stop=saved.stop,
+            chat=saved.chat,
+            max_length=saved.max_length,
+            batch_tokens=saved.batch_tokens,
+        )
+        if not saved.tunable:
             generator.model.requires_grad_(False)
             generator._tunable = ()
         return generator
@@ -241,7 +257,9 @@ class CausalLM(nn.Module):
 
 def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise InputError(f"{name} takes a sequence of strings, got the string {values!r}: wrap it in a list")
+        raise InputError(
+            f"{name} takes a sequence of strings, got a string of {len(values)} characters: wrap it in a list"
+        )
     if name == "stop" and "" in values:
         raise InputError("stop holds an empty string, which would end every answer at once: leave it out")
     return tuple(values)

@@ -1,8 +1,9 @@
 """How a causal language model comes in and goes out: from a name, a folder or an object; whole, with LoRA, quantised.
 
 What is written needs no fedrag to be read. A whole model is a folder for `AutoModelForCausalLM.from_pretrained`. A
-model with adapters is a folder for `PeftModel.from_pretrained(base, folder)`, where the base is the name or path that
-it came from, or, when it came as an object or was itself trained, the folder `base` inside.
+model with adapters is a folder for `PeftModel.from_pretrained(base, folder)`, where the base is the name that it came
+from, or, when it came from a local folder, as an object, or was itself trained, the folder `base` inside: what is
+written names no path of this machine and can be moved to another.
 
 >>> from peft import LoraConfig
 >>> lora_config(8) == LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,12 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from fedrag.errors import ConfigError, MissingExtraError, StoreError
 
 _ADAPTER = "adapter_config.json"
-_SAVED = "fedrag_generator.json"
-_FORMAT = 1
 _BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, and the name or path that its base can be had from again; empty when it came as an object."""
+    """A model, and the hub's name that its base can be had by again; empty when it came from elsewhere."""
 
     model: Any
     source: str
@@ -60,12 +61,19 @@ def load_model(
 ) -> Loaded:
     """Load, quantise, adapt and place a model; it comes back in evaluation mode.
 
+    `dtype=None` keeps the precision that the weights have, with one exception: a model read whole, without adapters or
+    quantisation, is read in float32, because in half precision most of an optimizer's small steps round to nothing.
+    `dtype="auto"` makes no exception.
+
     A quantised model trains through `lora` only: its own weights are frozen. Raises `MissingExtraError` for a
     bitsandbytes configuration without bitsandbytes, `ConfigError` for settings that do not go together.
     """
     network: Any = model  # transformers decorates `to`, `from_pretrained` and others into shapes that hide their types
     if isinstance(model, str | Path):
         network, source = _read(str(model), quantization=quantization, dtype=dtype, device=device)
+        bare = lora is None and not isinstance(network, PeftModel) and not getattr(network, "is_quantized", False)
+        if dtype is None and bare and network.dtype in (torch.bfloat16, torch.float16):
+            network = network.float()
     elif quantization is not None:
         raise ConfigError("quantization applies while weights are read: pass the model's name or path, not an object")
     else:
@@ -91,33 +99,31 @@ def load_model(
     return Loaded(network.eval(), source, quantization)
 
 
-def save_model(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path, extra: dict[str, Any]) -> None:
-    """Write model, tokenizer and, for `read_saved`, `extra` into `folder`, which must exist."""
-    model, quantization = loaded.model, loaded.quantization
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if isinstance(model, PeftModel):
-        if not loaded.source or _base_trains(model):
-            loaded.base.save_pretrained(folder / _BASE, state_dict=_base_weights(model))
-    else:
+def save_model(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any] | None:
+    """Write model and tokenizer into `folder`, which must exist; return the quantisation to read a bare base with."""
+    model: Any = loaded.model
+    quantization = loaded.quantization
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
         quantization = None  # the configuration of a whole model says it
-    saved = {"format": _FORMAT, "quantization": quantization and quantization.to_dict(), **extra}
-    (folder / _SAVED).write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    elif not loaded.source or _base_trains(model):
+        with _base_inside(model):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+        loaded.base.save_pretrained(folder / _BASE, state_dict=_base_weights(model))
+    else:  # the embeddings are those of the base; peft would ask the hub whether they are
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    return quantization and quantization.to_dict()
 
 
-def read_saved(folder: Path) -> dict[str, Any]:
-    """Return what `save_model` got as `extra`, and `quantization`. Raises `StoreError` for another kind of folder."""
+def read_quantization(saved: dict[str, Any] | None, folder: Path) -> Any:
+    """Return the configuration that `save_model` described. Raises `StoreError` for a description of nothing known."""
     try:
-        saved: dict[str, Any] = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return saved and AutoQuantizationConfig.from_dict(dict(saved))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{folder} holds no {_SAVED}: read a model that fedrag did not save with CausalLM(path)"
+            f"{folder} was quantised in a way that cannot be read ({error}); update transformers"
         ) from None
-    if saved["format"] != _FORMAT:
-        raise StoreError(f"{folder / _SAVED} has format {saved['format']}, this fedrag reads {_FORMAT}: update fedrag")
-    if saved["quantization"] is not None:
-        saved["quantization"] = AutoQuantizationConfig.from_dict(saved["quantization"])
-    return saved
 
 
 def architecture(base: Any) -> tuple[dict[str, Any], list[str]]:
@@ -162,19 +168,46 @@ def end_ids(base: Any) -> list[int]:
 def _read(name: str, *, quantization: Any, dtype: torch.dtype | str | None, device: str | None) -> tuple[Any, str]:
     folder = Path(name)
     if (folder / _ADAPTER).is_file():
-        written = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
         inside = (folder / _BASE).is_dir()
-        source = str(folder / _BASE) if inside else str(written["base_model_name_or_path"])
-        base, _ = _read(source, quantization=quantization, dtype=dtype, device=device)
-        return PeftModel.from_pretrained(base, name, is_trainable=True), "" if inside else source
-    kept = "" if (folder / _SAVED).is_file() else name  # the folder of a saved system may be replaced by its next save
+        source = str(folder / _BASE) if inside else _base_name(folder)
+        try:
+            base, kept = _read(source, quantization=quantization, dtype=dtype, device=device)
+        except OSError as error:
+            raise StoreError(
+                f"{folder} holds adapters of the base model {source!r}, which cannot be read; connect to the model "
+                f"hub, or put the base model into {folder / _BASE}"
+            ) from error
+        return PeftModel.from_pretrained(base, name, is_trainable=True), kept
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
     if quantization is not None:
         _require_bitsandbytes(quantization)
         settings |= {"quantization_config": quantization, "device_map": {"": place}}
     whole: Any = AutoModelForCausalLM.from_pretrained(name, **settings)
-    return (whole if quantization is not None else whole.to(place)), kept
+    return (whole if quantization is not None else whole.to(place)), "" if folder.is_dir() else name
+
+
+def _base_name(folder: Path) -> str:
+    try:
+        source: Any = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        source = None
+    if not isinstance(source, str) or not source:
+        raise StoreError(f"{folder / _ADAPTER} names no base model; put the base model into {folder / _BASE}")
+    return source
+
+
+@contextmanager
+def _base_inside(model: PeftModel) -> Generator[None]:
+    # peft writes where a base came from into the adapters' configuration and their README: a path of this machine
+    adapters: Any = model.peft_config["default"]
+    base: Any = model.get_base_model()
+    before = adapters.base_model_name_or_path, base.config._name_or_path, base.name_or_path
+    adapters.base_model_name_or_path = base.config._name_or_path = base.name_or_path = _BASE
+    try:
+        yield
+    finally:
+        adapters.base_model_name_or_path, base.config._name_or_path, base.name_or_path = before
 
 
 def _require_bitsandbytes(quantization: Any) -> None:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fedrag.errors import InputError
+from fedrag.generators.scoring import require_pairs
 
 
 class FingerprintedScorer(Protocol):
@@ -82,11 +83,7 @@ class CachedScorer:
             raise InputError(
                 "a remembered score has no gradient: call logprobs under torch.no_grad(), or the scorer itself"
             )
-        if len(prompts) != len(targets) or group < 1 or len(prompts) % group:
-            raise InputError(
-                f"got {len(prompts)} prompts, {len(targets)} targets and group={group}: "
-                "give one target per prompt, and a number of prompts that is a multiple of group"
-            )
+        require_pairs(prompts, targets, group)
         fingerprint = self.fingerprint
         keys = [_key(fingerprint, prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         unknown = [key not in self._scores for key in keys]

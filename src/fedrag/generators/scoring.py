@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fedrag.errors import InputError
 from fedrag.generators.network import Network, expand, positions_of
 from fedrag.ops.likelihood import IGNORED, sum_rows, supervised, token_logprobs
 
@@ -70,6 +71,15 @@ class _Prefix:
 
     cache: Any
     mask: Tensor
+
+
+def require_pairs(prompts: Sequence[str], targets: Sequence[str], group: int) -> None:
+    """Raise `InputError` unless there is a target for every prompt, and `group` divides their number."""
+    if len(prompts) != len(targets) or group < 1 or len(prompts) % group:
+        raise InputError(
+            f"got {len(prompts)} prompts, {len(targets)} targets and group={group}: "
+            "give one target per prompt, and a number of prompts that is a multiple of group"
+        )
 
 
 def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, batch_tokens: int) -> Tensor:
