@@ -225,6 +225,24 @@ def test_an_adapted_tower_beside_one_without(tmp_path):
     assert moving(again) == moving(encoder)
 
 
+@pytest.mark.parametrize("towers", [1, 2])
+def test_adapters_that_the_library_saved_and_loaded(towers, tmp_path):
+    tiny_sentence_transformer().save(str(tmp_path / "base"), create_model_card=False)
+    model = SentenceTransformer(str(tmp_path / "base"), device="cpu")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_lin"], init_lora_weights=False))
+    model.save(str(tmp_path / "library"), create_model_card=False)
+    encoder = SentenceEncoder(tmp_path / "library")
+    if towers == 2:
+        encoder.untie()
+    encoder.save(tmp_path / "here")
+    again = SentenceEncoder.load(tmp_path / "here")
+    assert again.fingerprint == encoder.fingerprint
+    wanted = torch.tensor(model.encode(TEXTS))
+    torch.testing.assert_close(again.encode_queries(TEXTS).detach(), wanted, atol=1e-6, rtol=1e-5)
+    plain = torch.tensor(SentenceTransformer(str(tmp_path / "here"), device="cpu").encode_query(TEXTS))
+    torch.testing.assert_close(plain, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_lora_for_two_models_reaches_both():
     encoder = SentenceEncoder(tiny_sentence_transformer(), document_model=tiny_sentence_transformer(seed=1), lora=2)
     assert all(any("lora_" in name for name, _ in part.named_parameters()) for part in encoder.parts().values())

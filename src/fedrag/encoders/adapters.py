@@ -133,4 +133,5 @@ def _merge(network: Any) -> None:
             layer.merge()
             network.set_submodule(name, layer.get_base_layer())
     network._hf_peft_config_loaded = False
+    network._weight_conversions = None  # of adapters that transformers loaded: it would give every weight peft's name
     del network.peft_config
