@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,3 +144,31 @@ def test_replace_text(tmp_path: Path) -> None:
             run(lambda: replace_text(path, "new"), at, how)
             assert path.read_text(encoding="utf-8") in ("dritte ü", "new")
             replace_text(path, "dritte ü")
+
+
+WITHOUT_POSIX = """
+import sys
+sys.modules["fcntl"] = None  # an import of it now fails, as on Windows
+from pathlib import Path
+from fedrag.durable import current, publish, replace_text
+from fedrag.errors import StoreError
+folder = Path(sys.argv[1])
+print((current(folder) / "sub" / "note.txt").read_text())
+replace_text(folder.parent / "report.json", "{}")
+try:
+    publish(folder.parent / "new", lambda version: None)
+except StoreError as error:
+    print(error)
+print((folder.parent / "new").exists())
+"""
+
+
+def test_without_posix_folders_can_be_read_and_writing_says_what_is_wanting(tmp_path: Path) -> None:
+    publish(tmp_path / "old", note("one"))
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, str(tmp_path / "old")], capture_output=True, text=True, check=True
+    )
+    text, complaint, made = child.stdout.splitlines()
+    assert (text, made) == ("one", "False")
+    assert "cannot be saved on this system" in complaint
+    assert (tmp_path / "report.json").read_text() == "{}"

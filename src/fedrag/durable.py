@@ -7,7 +7,8 @@ A folder holds numbered versions and a pointer file, `CURRENT`, which names the 
 
 `publish` writes the next version beside the current one, makes every file durable, and then replaces the
 pointer, which POSIX promises to do atomically. Whatever a crash leaves behind is removed by the next `publish`.
-Two processes that publish at the same time take turns; the later one's version stays.
+Two processes that publish at the same time take turns; the later one's version stays. Without POSIX (Windows)
+folders can be read; `publish` raises `StoreError`.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()) / "notes"
@@ -19,7 +20,6 @@ Two processes that publish at the same time take turns; the later one's version 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -28,6 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedrag.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where reading works but none of what `publish` promises does
+    fcntl = None
 
 _POINTER = "CURRENT"
 _VERSION = re.compile(r"v(\d{6,})")
@@ -55,7 +60,6 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     When `write` raises, or the process dies at any point, the version that was current stays so.
     A folder that holds other people's files is refused.
     """
-    _make(folder)
     with _alone(folder):
         foreign = [entry.name for entry in folder.iterdir() if not _ours(entry.name)]
         if foreign and not exists(folder):
@@ -103,7 +107,9 @@ def _ours(name: str) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or a folder's list of entries, outlive a power cut."""
+    """Make a file's content, or a folder's list of entries, outlive a power cut; without POSIX, nothing."""
+    if fcntl is None:
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,7 +142,13 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Generator[None]:
-    """Wait until no other process publishes into this folder. The lock ends with the process, however it ends."""
+    """Make the folder and wait until no other process publishes into it. The lock ends with the process, however."""
+    if fcntl is None:
+        raise StoreError(
+            f"{folder} cannot be saved on this system: fedrag writes with the file locks of POSIX, which Linux and "
+            "macOS have; on Windows run it inside WSL"
+        )
+    _make(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
