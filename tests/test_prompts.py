@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,32 @@ def test_the_budget_holds_where_parts_of_a_text_have_more_tokens_than_they_had_i
     assert 50 <= len(generator.prompt_ids(fitted)) <= 54
 
 
+def test_the_documents_that_are_written_are_told():
+    generator, prompt = Budget("word", 40), Prompt(order="best_last")
+    documents = [Document("the clerk", id="a"), Document("Paris " * 50, id="b", metadata={"rank": 2})]
+    written = prompt.fit_documents("Who wrote", documents, generator, reserve=3)
+    assert written[0] is documents[0]
+    assert (written[1].id, written[1].metadata) == ("b", {"rank": 2})
+    assert 1 < written[1].text.count("Paris") < 40
+    assert documents[1].text.startswith(written[1].text)
+    assert prompt.render("Who wrote", written) == prompt.fit("Who wrote", documents, generator, reserve=3)
+    frame = Prompt(document_template="<{rank}> {text}")
+    many = [Document("Paris Rome", id=str(i), metadata={"rank": i}) for i in range(20)]
+    some = frame.fit_documents("Who wrote", many, Budget("word", 20), reserve=2)
+    assert [d.id for d in some] == [d.id for d in many[: len(some)]]
+    assert 0 < len(some) < 20
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_books_are_fitted_at_the_cost_of_what_is_kept(kind: Kind):
+    generator = Budget(kind, 2000)
+    books = [Document("The capital of France is Paris . " * 26_400, id=str(i)) for i in range(5)]  # 870,000 characters
+    started = time.process_time()
+    fitted = Prompt().fit("Who", books, generator, reserve=100)
+    assert time.process_time() - started < 2.0
+    assert 1880 <= len(generator.prompt_ids(fitted)) <= 1900
+
+
 def test_documents_are_left_out_from_the_end_where_even_empty_ones_are_too_many():
     generator, frame = Budget("word", 20), Prompt(document_template="<{rank}> {text}")
     documents = [Document("Paris Rome", id=str(i), metadata={"rank": i}) for i in range(20)]
@@ -138,3 +165,8 @@ def test_a_question_that_does_not_fit_alone_is_a_budget_error_with_the_numbers()
     generator = Budget("word", 30)
     with pytest.raises(BudgetError, match=r"max_length=30.*shorten the question"):
         Prompt().fit("Who wrote " * 30, [Document("Paris")], generator, reserve=5)
+
+
+def test_an_answer_that_takes_the_room_is_the_one_to_shorten():
+    with pytest.raises(BudgetError, match=r"the answer 28: .*max_length=30; shorten the answer, lower max_new_tokens"):
+        Prompt().fit("Who wrote", [Document("Paris")], Budget("word", 30), reserve=28)

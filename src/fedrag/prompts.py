@@ -4,8 +4,8 @@ The question comes before the documents. The prompts of one query then share eve
 which scoring computes once for all of them. Text is put in in a single pass, so braces, template fields and control
 tokens in a question or a document stay the characters that they are.
 
-A prompt has a budget of tokens. `fit` shortens documents, the longest first, and never the question or the answer:
-an answer cut off in training teaches a model to stop in the middle.
+A prompt has a budget of tokens. `fit_documents` shortens documents, the longest first, and never the question or the
+answer: an answer cut off in training teaches a model to stop in the middle.
 
 >>> from fedrag.types import Document
 >>> print(Prompt().render("Where is {Paris}?", [Document("Paris is in {country}."), Document("Rome is not.")]))
@@ -86,39 +86,39 @@ class Prompt:
         return _FIELD.sub(lambda found: values[found[1]], self.template)
 
     def fit(self, question: str, documents: Sequence[Document], generator: Tokens, *, reserve: int) -> str:
-        """Return the prompt with its documents shortened until it leaves `reserve` tokens of `generator.max_length`.
+        """Return the prompt with its documents shortened as `fit_documents` does it. Raises what that raises."""
+        return self.render(question, self.fit_documents(question, documents, generator, reserve=reserve))
 
-        The longest documents are cut, to one common length. Where even empty documents are too many, the last ones of
-        `documents` are left out. Raises `BudgetError` when the question alone does not fit.
+    def fit_documents(
+        self, question: str, documents: Sequence[Document], generator: Tokens, *, reserve: int
+    ) -> list[Document]:
+        """Return the documents that a prompt has room for beside `reserve` tokens, with their texts as it writes them.
+
+        The longest documents are cut, to one common length, until the prompt leaves `reserve` tokens of
+        `generator.max_length`. Where even empty documents are too many, the last ones of `documents` are left out.
+        Raises `BudgetError` when the question alone does not fit.
         """
         budget = generator.max_length - reserve
 
-        def size(prompt: str) -> int:
-            return len(generator.prompt_ids(prompt))
+        def size(some: Sequence[Document]) -> int:
+            return len(generator.prompt_ids(self.render(question, some)))
 
-        if (excess := size(prompt := self.render(question, documents)) - budget) <= 0:
-            return prompt
-        kept = list(documents)
-        while kept and size(self.render(question, [replace(d, text="") for d in kept])) > budget:
+        # no document can use more than the whole budget: what lies beyond it is never read again
+        kept = [_cut(document, budget, generator) for document in documents]
+        if size(kept) <= budget:
+            return kept
+        while (frame := size([replace(d, text="") for d in kept])) > budget:
+            if not kept:
+                raise BudgetError(_too_long(frame, reserve, generator.max_length))
             kept.pop()
         if not kept:
-            prompt = self.render(question, [])
-            if size(prompt) > budget:
-                raise BudgetError(
-                    f"the question's prompt has {size(prompt)} tokens without any document and the answer {reserve}: "
-                    f"together more than max_length={generator.max_length}; shorten the question or raise max_length"
-                )
-            return prompt
+            return []
         lengths = [generator.count(document.text) for document in kept]
 
-        def shortened(level: int) -> str:
-            cut = [
-                replace(d, text=generator.cut(d.text, level)) if n > level else d
-                for d, n in zip(kept, lengths, strict=True)
-            ]
-            return self.render(question, cut)
+        def shortened(level: int) -> list[Document]:
+            return [_cut(d, level, generator) if n > level else d for d, n in zip(kept, lengths, strict=True)]
 
-        level = _highest(lambda level: size(shortened(level)) <= budget, _level(lengths, excess), max(lengths))
+        level = _highest(lambda level: size(shortened(level)) <= budget, _level(lengths, budget - frame), max(lengths))
         return shortened(level)
 
     def _document(self, number: int, document: Document) -> str:
@@ -126,15 +126,26 @@ class Prompt:
         return _FIELD.sub(lambda found: str(values.get(found[1], "")), self.document_template)
 
 
-def _level(lengths: Sequence[int], excess: int) -> int:
-    # water-filling: the level L with sum(max(0, length - L)) >= excess
-    cut = 0
-    ordered = sorted(lengths, reverse=True)
-    for n, (length, below) in enumerate(zip(ordered, [*ordered[1:], 0], strict=True), 1):
-        if cut + n * (length - below) >= excess:
-            return length - -(-(excess - cut) // n)
-        cut += n * (length - below)
-    return 0
+def _cut(document: Document, tokens: int, generator: Tokens) -> Document:
+    text = generator.cut(document.text, tokens)
+    return document if text == document.text else replace(document, text=text)
+
+
+def _too_long(question: int, answer: int, most: int) -> str:
+    said = f"the question's prompt has {question} tokens without any document and the answer {answer}: together more "
+    if answer > question:
+        return f"{said}than max_length={most}; shorten the answer, lower max_new_tokens or raise max_length"
+    return f"{said}than max_length={most}; shorten the question or raise max_length"
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    # water-filling: the level L with sum(min(length, L)) = room
+    ordered = sorted(lengths)
+    for n, length in enumerate(ordered):
+        if length * (len(ordered) - n) > room:
+            return room // (len(ordered) - n)
+        room -= length
+    return max(lengths)
 
 
 def _highest(fits: Callable[[int], bool], guess: int, most: int) -> int:

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def test_cut_gives_a_prefix_within_the_limit(kind: Kind, text: str, limit: int):
 def test_cut_keeps_as_much_as_fits():
     tokens = PromptTokenizer(tiny_tokenizer("word"))
     assert tokens.cut("The capital of France is Paris .", 4) == "The capital of France"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_of_a_long_text_is_that_of_its_beginning_and_reads_little_more(kind: Kind):
+    tokens = PromptTokenizer(tiny_tokenizer(kind))
+    gaps = " " * 5000
+    text = f"The clerk{gaps}of Rome " + "The capital of France is Paris . " * 200
+    ends = [end for _, end in tokens._plain.encode(text, add_special_tokens=False).offsets]
+    for limit in (1, 4, 40, 400):
+        assert tokens.cut(text, limit) == text[: ends[limit - 1]]
+    started = time.process_time()
+    tokens.cut(text + "Paris " * 2_000_000, 400)
+    assert time.process_time() - started < 1.0
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token_and_does_not_grow():

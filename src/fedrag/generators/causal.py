@@ -231,9 +231,10 @@ class CausalLM(nn.Module):
     def _fitting(self, prompt: str, reserve: int) -> list[int]:
         ids = self.prompt_ids(prompt)
         if len(ids) + reserve > self.max_length:
+            longer = "shorten the documents (Prompt.fit does)" if reserve <= len(ids) else "shorten the answer"
             raise BudgetError(
                 f"the prompt has {len(ids)} tokens and the answer {reserve}: together more than max_length="
-                f"{self.max_length}; shorten the documents (Prompt.fit does), or lower max_new_tokens"
+                f"{self.max_length}; {longer}, lower max_new_tokens, or raise max_length"
             )
         return ids
 

@@ -35,6 +35,8 @@ from transformers import PreTrainedTokenizerBase
 from fedrag.errors import ConfigError
 
 _CONTENT = "fedragcontent"  # stands for the prompt while the chat template is rendered
+_LETTERS = 6  # characters of a token, about: `cut` looks at so many for each token wanted, and at more if need be
+_MORE = 64
 _INSIDE = "\ue000inside\ue000"  # a control token of the copy only: what follows it does not start the text
 
 
@@ -112,11 +114,23 @@ class PromptTokenizer:
         return len(self._encode(text))
 
     def cut(self, text: str, tokens: int) -> str:
-        """Return the longest prefix of `text` that ends at the end of a token and has at most `tokens` tokens."""
-        if self.count(text) <= tokens:
+        """Return the longest prefix of `text` that ends at the end of a token and has at most `tokens` tokens.
+
+        No more of `text` is read than about three times what is returned.
+        """
+        tokens = max(tokens, 0)
+        size = _LETTERS * tokens + _MORE
+        while True:
+            part = text[:size]
+            encoded = self._plain.encode(part, add_special_tokens=False)
+            if (
+                len(part) == len(text) or len(encoded.ids) > tokens + _MORE
+            ):  # the last tokens would be others further on
+                break
+            size *= 2
+        if len(part) == len(text) and self.count(text) <= tokens:
             return text
-        ends = [end for _, end in self._plain.encode(text, add_special_tokens=False).offsets]
-        for end in sorted(set(ends[: max(tokens, 0)]), reverse=True):
+        for end in sorted({end for _, end in encoded.offsets[:tokens]}, reverse=True):
             if self.count(text[:end]) <= tokens:  # the tokens of a prefix may be others than the first ones of the text
                 return text[:end]
         return ""
