@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.register_assert_rewrite("stores.contract")
 
@@ -163,6 +165,30 @@ def test_documents_that_are_no_arrow_file(tmp_path: Path) -> None:
         MemoryStore.open(tmp_path / "s")
 
 
+@given(data=st.data())
+def test_a_damaged_folder_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damaged") / "s"
+    _, documents, vectors = saved(folder)
+    names = ["store.json", "vectors.bin", "documents.arrow", "../CURRENT"]
+    path = version(folder) / data.draw(st.sampled_from(names))
+    content = bytearray(path.read_bytes())
+    # what a changed bit in a mapped file means is not looked for: that would be to read all of it
+    if path.suffix in (".bin", ".arrow") or data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        store = MemoryStore.open(folder)
+        found = list(store.documents())
+    except StoreError as error:
+        assert str(folder) in str(error)  # noqa: PT017
+        return
+    assert found == documents
+    assert torch.equal(store.vectors([d.id for d in documents]), vectors)
+
+
 def test_folders_that_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="CURRENT"):
         MemoryStore.open(tmp_path / "absent")
@@ -259,6 +285,42 @@ def test_a_rebuild_follows_its_store_into_another_folder(tmp_path: Path) -> None
     assert sum(len(batch) for batch in resumed.missing(50)) == 17
 
 
+def test_a_store_saved_elsewhere_leaves_no_journal_where_it_came_from(tmp_path: Path) -> None:
+    _, documents, vectors = saved(tmp_path / "s")
+    before = sorted(path.name for path in (tmp_path / "s").iterdir())
+    store = MemoryStore.open(tmp_path / "s")
+    for fingerprint in ("new", "newer"):  # as a training run does that refreshes twice
+        store.rebuild(fingerprint).put([d.id for d in documents], vectors[:, :3])
+        store.rebuild(fingerprint).commit()
+    store.save(tmp_path / "tuned")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == before
+    assert MemoryStore.open(tmp_path / "s").fingerprint == "encoder"
+    assert MemoryStore.open(tmp_path / "tuned").fingerprint == "newer"
+
+
+def test_a_store_saved_elsewhere_leaves_the_journal_of_another_rebuild(tmp_path: Path) -> None:
+    _, _, vectors = saved(tmp_path / "s")
+    MemoryStore.open(tmp_path / "s").rebuild("another").put(["d0"], vectors[:1])
+    MemoryStore.open(tmp_path / "s").save(tmp_path / "copy")
+    assert sum(len(batch) for batch in MemoryStore.open(tmp_path / "s").rebuild("another").missing(50)) == 19
+
+
+@pytest.mark.parametrize("order", ["first begins", "second begins"])
+def test_two_rebuilds_in_one_folder_never_take_each_others_vectors(tmp_path: Path, order: str) -> None:
+    _, documents, _ = saved(tmp_path / "s")
+    rebuilds = {name: MemoryStore.open(tmp_path / "s").rebuild(name) for name in ("one", "two")}
+    for document in documents[:6]:
+        for name in sorted(rebuilds, reverse=order == "second begins"):
+            rebuilds[name].put([document.id], torch.full((1, 3), float(len(name) if name == "one" else 7)))
+    for name, wrong in (("one", 7.0), ("two", 3.0)):
+        store = MemoryStore.open(tmp_path / "s")
+        resumed = store.rebuild(name)
+        for batch in resumed.missing(50):
+            resumed.put([d.id for d in batch], torch.zeros(len(batch), 3))
+        resumed.commit()
+        assert wrong not in store.vectors([d.id for d in documents])
+
+
 def test_a_damaged_journal_loses_its_tail_only(tmp_path: Path) -> None:
     _, documents, vectors = saved(tmp_path / "s")
     rebuild = MemoryStore.open(tmp_path / "s").rebuild("new")
@@ -270,7 +332,7 @@ def test_a_damaged_journal_loses_its_tail_only(tmp_path: Path) -> None:
     whole = journal.read_bytes()
     for size in [0, 5, ends[0], ends[0] + 1, ends[1], ends[2] - 1, ends[2] + 12, ends[3]]:
         kept = max(0, sum(end <= size for end in ends) - 1)
-        for tail in (b"", b"\xff" * 30):
+        for tail in (b"", b"\xff" * 30, b"\0" * 30):
             journal.write_bytes(whole[:size] + tail)
             resumed = MemoryStore.open(tmp_path / "s").rebuild("new")
             assert sum(len(batch) for batch in resumed.missing(50)) == 20 - kept

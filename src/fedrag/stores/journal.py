@@ -1,8 +1,9 @@
 """The record of an unfinished rebuild: new vectors that outlive the process before they come into use.
 
 While a store in a folder gets new vectors, every `put` is appended here, durably, so that a process that dies goes on
-where it stopped. A record holds the ids, a digest of each text that was encoded, and the vectors. Whoever replays it
-compares the digests, since a document may have been replaced in the meantime; a last record cut short is passed over.
+where it stopped. A record holds the fingerprint, the ids, a digest of each text that was encoded, and the vectors.
+Whoever replays it compares the digests, since a document may have been replaced in the meantime, and goes no further
+than the first record that is cut short or, where two processes wrote here at a time, of another fingerprint.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp())
@@ -30,7 +31,7 @@ from torch import Tensor
 from fedrag.durable import sync
 
 _HEAD = struct.Struct("<QI")  # bytes of the record that follows, and its CRC-32
-_FORMAT = 1
+_FORMAT = 2
 _NAME = "REBUILD"
 
 
@@ -51,8 +52,9 @@ def digest(text: str) -> str:
 class Journal:
     """The file that outlives the process: a head with the fingerprint, then one record per `put`."""
 
-    def __init__(self, path: Path, end: int) -> None:
+    def __init__(self, path: Path, fingerprint: str, end: int) -> None:
         self._path = path
+        self._for = fingerprint
         self._end = end  # where the last whole record ends
 
     @classmethod
@@ -60,7 +62,7 @@ class Journal:
         """Begin an empty journal, in the place of any other."""
         path = folder / _NAME
         path.write_bytes(b"")
-        journal = cls(path, 0)
+        journal = cls(path, fingerprint, 0)
         journal._append(_record(json.dumps({"format": _FORMAT, "fingerprint": fingerprint}).encode()))
         sync(folder)
         return journal
@@ -72,7 +74,7 @@ class Journal:
         first = next(records, None)
         if first is None or _fingerprint(first[1]) != fingerprint:
             return None
-        journal = cls(folder / _NAME, first[0])
+        journal = cls(folder / _NAME, fingerprint, first[0])
         return journal, journal._replay(records)
 
     @staticmethod
@@ -84,7 +86,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a record durably; a failure leaves the journal as it was."""
-        about = json.dumps({"ids": record.ids, "digests": record.digests}).encode()
+        about = json.dumps({"for": self._for, "ids": record.ids, "digests": record.digests}).encode()
         values = np.ascontiguousarray(record.vectors.numpy(), "<f4")
         self._append(_record(struct.pack("<Q", len(about)) + about + values.tobytes()))
 
@@ -100,6 +102,8 @@ class Journal:
         for end, data in records:
             (size,) = struct.unpack_from("<Q", data)
             about = json.loads(data[8 : 8 + size])
+            if about["for"] != self._for:
+                return
             values = np.frombuffer(data, "<f4", offset=8 + size).reshape(len(about["ids"]), -1)
             self._end = end
             yield Record(about["ids"], about["digests"], torch.from_numpy(values.copy()))
@@ -117,7 +121,8 @@ def _read(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             size, check = _HEAD.unpack(head)
-            if file.tell() + size > total or zlib.crc32(data := file.read(size)) != check:
+            # zeros are what a file system may leave where a write did not arrive
+            if not size or file.tell() + size > total or zlib.crc32(data := file.read(size)) != check:
                 return
             yield file.tell(), data
 

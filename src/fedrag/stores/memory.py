@@ -82,7 +82,9 @@ class MemoryStore:
             content = files.Content(self._table, self._matrix, self._dtype, self._fingerprint, self._living())
             publish(folder, lambda version: files.write(version, content))
             if self._rebuild is None:
-                Journal.finish(folder, self._fingerprint)
+                # also where the store came from: its new vectors are safe here, and that folder keeps its old ones
+                for place in {folder, self._folder or folder}:
+                    Journal.finish(place, self._fingerprint)
             elif folder != self._folder:
                 self._rebuild.move(folder)
             self._folder = folder
