@@ -83,7 +83,7 @@ class RAGSystem:
     ) -> list[Answer]:
         """Answer many questions, in order; the same answers as one at a time, sooner."""
         if isinstance(questions, str):
-            raise InputError(f"query_batch() takes a list of questions, got the string {questions!r}: use query()")
+            raise InputError("query_batch() takes a list of questions, got one string: use query()")
         if self.generator is None:
             raise InputError("this system has no generator, so it cannot answer; use retrieve(), or give it one")
         answers: list[Answer] = []

@@ -65,11 +65,12 @@ class Hit:
 class Example:
     """A question with one or more gold answers, and the ids of documents known to hold the answer or not to.
 
-    An empty tuple of answers marks an unanswerable question. Lists are taken and kept as tuples.
+    Answers that are `None` are not known: the example serves to train and measure retrieval by its positives. An empty
+    tuple says that there is no answer, and that the right reaction is the empty text. Lists are kept as tuples.
     """
 
     question: str
-    answers: tuple[str, ...]
+    answers: tuple[str, ...] | None
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     metadata: Mapping[str, Any]
@@ -77,7 +78,7 @@ class Example:
     def __init__(
         self,
         question: str,
-        answers: Sequence[str] = (),
+        answers: Sequence[str] | None = None,
         positives: Sequence[str] = (),
         negatives: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
@@ -85,7 +86,7 @@ class Example:
         for name, value in (("answers", answers), ("positives", positives), ("negatives", negatives)):
             if isinstance(value, str):
                 raise InputError(f"Example.{name} takes a list of strings, got the string {value!r}: wrap it in a list")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, None if value is None else tuple(value))
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "metadata", dict(metadata or {}))
 

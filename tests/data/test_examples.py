@@ -169,4 +169,4 @@ def test_csv_answers_are_json_and_an_empty_answer_is_none(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"line 2, 'answers', column 1: not valid JSON.*Paris"):
         read_examples(path)
     path.write_text("question,answer,page\n12,7,1\nq,,2\n")
-    assert read_examples(path) == [Example("12", ["7"], metadata={"page": 1}), Example("q", metadata={"page": 2})]
+    assert read_examples(path) == [Example("12", ["7"], metadata={"page": 1}), Example("q", [], metadata={"page": 2})]

@@ -110,7 +110,7 @@ def test_the_query_tower_alone_learns_the_same_on_vectors_from_the_store():
 
 def test_what_is_missing_or_impossible_is_named():
     rag = tiny_system(kind="bert")
-    with pytest.raises(DataError, match="'Why \\?' has none"):
+    with pytest.raises(DataError, match="1 of these 4 examples have none"):
         Contrastive(rag)([*BATCH, Example("Why ?", ["because"])])
     with pytest.raises(InputError, match="'nowhere'"):
         Contrastive(rag)([Example("Why ?", positives=["nowhere"])])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedrag import LSR, DenseRetriever, Document, Example, MemoryStore, RAGSystem, RAGTrainer
-from fedrag.errors import ConfigError, StaleIndexError
+from fedrag.errors import ConfigError, DataError, StaleIndexError
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 
 BATCH = [*EXAMPLES[:3], Example("Which key is lost ?", ["the key of clerk 12 and of clerk 7"])]
@@ -202,3 +202,9 @@ def test_settings_are_checked():
     assert not rag.dense.encoder.two_towers  # a refused objective leaves the system as it was
     with pytest.raises(ConfigError, match="taught by a CausalLM"):
         LSR(RAGSystem(retriever=DenseRetriever(rag.dense.encoder, MemoryStore())))
+
+
+@pytest.mark.parametrize("answers", [None, []])
+def test_an_example_without_an_answer_teaches_nothing_and_is_refused(answers):
+    with pytest.raises(DataError, match="1 of these 2 examples have none"):
+        LSR(tiny_system(), k=3)([EXAMPLES[0], Example("Which key ?", answers, positives=["d1"])])

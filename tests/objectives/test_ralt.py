@@ -11,7 +11,7 @@ from tiny import tiny_llama, tiny_tokenizer
 BATCH = [
     *EXAMPLES[:3],
     Example("Which key is lost ?", ["the key of clerk 12 and of clerk 7", "none"]),
-    Example("Why ?"),
+    Example("Why ?", []),
 ]
 
 

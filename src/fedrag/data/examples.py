@@ -69,7 +69,7 @@ def _example(row: Row) -> Example:
     )
 
 
-def _answers(values: Mapping[str, Any], where: str) -> list[str]:
+def _answers(values: Mapping[str, Any], where: str) -> list[str] | None:
     one, many = values.get("answer"), values.get("answers")
     if not missing(one) and not missing(many):
         raise DataError(f"{where}: both 'answer' and 'answers' are there; keep one of them")
@@ -82,6 +82,8 @@ def _answers(values: Mapping[str, Any], where: str) -> list[str]:
     if missing(many):
         if "answer" in values or "answers" in values:
             raise DataError(f"{where}: the answer is null; a question without an answer has the answers []")
+        if not missing(values.get("positives")):
+            return None  # labelled for retrieval alone
         required(values, where, "answers")
     if isinstance(many, Mapping):
         many = required(cast(Mapping[str, Any], many), f"{where}, 'answers'", "text")

@@ -95,8 +95,7 @@ class Report:
         for place, (new, old) in enumerate(zip(self.records, before.records, strict=True)):
             if (new.example.question, new.example.answers) != (old.example.question, old.example.answers):
                 raise InputError(
-                    f"example {place} differs: {new.example.question!r} with the answers {new.example.answers!r} here, "
-                    f"{old.example.question!r} with {old.example.answers!r} in the report before; "
+                    f"example {place} has another question, or other gold answers, than in the report before; "
                     "evaluate both on the same examples in the same order"
                 )
         if self.cluster != before.cluster:
@@ -188,7 +187,7 @@ def clusters_of(examples: Sequence[Example], key: str | None) -> list[Hashable] 
         return None
     for place, example in enumerate(examples):
         if key not in example.metadata:
-            raise InputError(f"cluster={key!r}, but example {place} ({example.question!r}) has no such metadata")
+            raise InputError(f"cluster={key!r}, but example {place} has no such metadata")
     return [json.dumps(example.metadata[key], sort_keys=True, default=repr) for example in examples]
 
 
@@ -198,11 +197,12 @@ def _columns(records: Sequence[Record]) -> dict[str, Floats]:
     names = dict.fromkeys(name for record in (fullest, *records) for name in record.values)
     columns = {name: np.array([record.values.get(name, np.nan) for record in records]) for name in names}
     answerable = np.array([bool(record.example.answers) for record in records])
-    if answerable.any() and not answerable.all():
+    unanswerable = np.array([record.example.answers == () for record in records])
+    if answerable.any() and unanswerable.any():
         for name in [name for name in ("exact_match", "f1") if name in columns]:
             columns[f"{name}_answerable"] = np.where(answerable, columns[name], np.nan)
         if "exact_match" in columns:  # where the empty answer is gold, F1 is the exact match
-            columns["exact_match_unanswerable"] = np.where(answerable, np.nan, columns["exact_match"])
+            columns["exact_match_unanswerable"] = np.where(unanswerable, columns["exact_match"], np.nan)
     return columns
 
 

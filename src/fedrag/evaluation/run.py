@@ -92,7 +92,10 @@ def evaluate(
     seen = judged = max(map(len, shown)) if k is None else k
     if retriever is not None and depth is not None:
         ranked, judged = _retrieve(retriever, questions, depth, batch_size, progress), depth
-    values: list[dict[str, float]] = [answer_metrics(a.text, e.answers) for a, e in zip(answers, examples, strict=True)]
+    values: list[dict[str, float]] = [
+        {} if example.answers is None else answer_metrics(answer.text, example.answers)
+        for answer, example in zip(answers, examples, strict=True)
+    ]
     if seen > 0:
         for row, answer in zip(values, answers, strict=True):
             held = support(answer.text, [hit.document.text for hit in answer.hits])
@@ -158,7 +161,7 @@ def _ranking(ranked: Sequence[Sequence[Hit]], examples: Sequence[Example], depth
     ids = [[hit.document.id for hit in hits] for hits in ranked]
     texts = [[hit.document.text for hit in hits] for hits in ranked]
     labelled = label_metrics(ids, [example.positives for example in examples], depth)
-    answered = answer_recall(texts, [example.answers for example in examples], depth)
+    answered = answer_recall(texts, [example.answers or () for example in examples], depth)
     return [a | b for a, b in zip(labelled, answered, strict=True)]
 
 

@@ -65,6 +65,11 @@ class Contrastive(Objective):
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
         """The loss above, and the share of questions whose positive scores best in the batch."""
         encoder, store = self.rag.dense.encoder, self.rag.dense.store
+        if bare := sum(not example.positives for example in batch):
+            raise DataError(
+                f"Contrastive needs a positive document for every question, {bare} of these {len(batch)} examples have "
+                "none: put document ids into Example.positives, or use LSR, which needs none"
+            )
         own = [self._positive(example) for example in batch]
         wanted = dict.fromkeys([*own, *(id for example in batch for id in example.negatives)])
         documents = store.get(list(wanted))
@@ -83,11 +88,6 @@ class Contrastive(Objective):
         return self.rag.dense.document_vectors(documents)
 
     def _positive(self, example: Example) -> str:
-        if not example.positives:
-            raise DataError(
-                f"Contrastive needs a positive document for every question, {example.question[:80]!r} has none: "
-                "put document ids into Example.positives, or use LSR, which needs none"
-            )
         if not self.training:
             return example.positives[0]
         return example.positives[int(torch.randint(len(example.positives), ()))]

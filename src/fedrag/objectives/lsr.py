@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, DataError
 from fedrag.generators.causal import CausalLM
 from fedrag.generators.score_cache import CachedScorer
 from fedrag.objectives.objective import ExcludeIds, Objective, one_of
@@ -125,7 +125,12 @@ class LSR(Objective):
     @torch.no_grad()
     def teacher_scores(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> Tensor:
         """log p(answer, EOS | question, document), normalised: `[n, k]`, `-inf` where a query has fewer than k."""
-        answers = [example.answers[0] if example.answers else "" for example in batch]
+        answers = [example.answers[0] for example in batch if example.answers]
+        if len(answers) < len(batch):
+            raise DataError(
+                f"LSR needs an answer to every question, {len(batch) - len(answers)} of these {len(batch)} examples "
+                "have none: leave them out, or train on their positives with Contrastive"
+            )
         (teacher,) = self.teacher
         lengths = [len(teacher.target_ids(answer)) for answer in answers]
         prompts = [

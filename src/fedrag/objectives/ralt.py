@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, DataError
 from fedrag.generators.causal import CausalLM
 from fedrag.objectives.objective import ExcludeIds, Objective
 from fedrag.rag import RAGSystem
@@ -27,7 +27,7 @@ from fedrag.types import Document, Example
 class RALT(Objective):
     """Train the generator to answer from retrieved documents.
 
-    Requirements: a `CausalLM`; examples with answers (the first one is the target; none means the empty answer).
+    Requirements: a `CausalLM`; examples with answers (the first one is the target; `()` has the empty answer).
 
     Args:
         rag: the system; its retriever finds the documents and stays as it is.
@@ -79,6 +79,8 @@ class RALT(Objective):
         weights: list[float] = []
         supervised = 0
         for example, found in zip(batch, self.documents(batch), strict=True):
+            if example.answers is None:
+                raise DataError("RALT needs an answer to every question, an example has answers=None: leave it out")
             answer = example.answers[0] if example.answers else ""
             rows = self._rows(example, found, dice)
             tokens = len(generator.target_ids(answer))

@@ -68,8 +68,8 @@ class Contexts:
 class Practice(RALT):
     """RALT on one or four passages: half of the time a hard context with the gold one in it, else of the best eight.
 
-    The hard contexts follow the rule of the setting *gold among four*, with facts of training questions alone. Where the
-    gold passage is not among those retrieved, it takes the last one's place seven times in ten. Drawn anew at each step.
+    The hard contexts follow the rule of the setting *gold among four*, with facts of training questions alone. Where
+    the gold passage is not among those retrieved, it takes the last one's place seven times in ten. Drawn at each step.
     """
 
     def __init__(self, rag: RAGSystem, world: World) -> None:

@@ -175,7 +175,7 @@ def _asked(reports: Reports) -> str:
     before, after = (reports[regime][loop.END_TO_END].records[0] for regime in ("frozen", "RALT, then LSR"))
     old, new = (f"{record.answer!r} from {record.hits[0]}" for record in (before, after))
     example = after.example
-    return f"\nAsked: {example.question}  (gold: {example.answers[0]})\n  before: {old}\n  after:  {new}"
+    return f"\nAsked: {example.question}  (gold: {', '.join(example.answers or ())})\n  before: {old}\n  after:  {new}"
 
 
 def _question(reports: Reports) -> str:

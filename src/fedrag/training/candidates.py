@@ -49,12 +49,11 @@ class CandidateTable:
                     found += self.objective.find(batch)
                     bar.update(len(batch))
         found = from_writer(found)
-        for example, row in zip(examples, found, strict=True):
-            if not row:
-                raise TrainingError(
-                    f"no document was found for the question {example.question[:80]!r}: add documents to the knowledge "
-                    "store before training, or exclude fewer"
-                )
+        if empty := sum(not row for row in found):
+            raise TrainingError(
+                f"no document was found for {empty} of {len(examples)} training examples: add documents to the "
+                "knowledge store before training, or exclude fewer"
+            )
         self._documents = {document.id: document for row in found for document in row}
         self.ids = {_key(e): [document.id for document in row] for e, row in zip(examples, found, strict=True)}
 
@@ -65,10 +64,10 @@ class CandidateTable:
     def load(self, path: Path, examples: Sequence[Example]) -> None:
         """Read what `save` wrote; the documents come from the store. Raises `InputError` where it lacks an example."""
         self.ids = json.loads(path.read_text(encoding="utf-8"))
-        if unknown := next((example for example in examples if _key(example) not in self.ids), None):
+        if unknown := sum(_key(example) not in self.ids for example in examples):
             raise InputError(
-                f"the checkpoint was written with other training examples: {path} has no documents for "
-                f"{unknown.question[:80]!r}; resume with the training set that it was written with"
+                f"the checkpoint was written with other training examples: {path} has no documents for {unknown} of "
+                f"these {len(examples)}; resume with the training set that it was written with"
             )
         wanted = list(dict.fromkeys(id for row in self.ids.values() for id in row))
         self._documents = dict(zip(wanted, self.objective.rag.dense.store.get(wanted), strict=True))
