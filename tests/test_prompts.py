@@ -111,7 +111,7 @@ def test_the_longest_documents_are_cut_first_and_to_one_length():
 
 
 def test_the_budget_holds_where_parts_of_a_text_have_more_tokens_than_they_had_in_it():
-    generator = Budget("bpe", 54)
+    generator = Budget("bpe", 106)
     texts = [
         "ParisclerklongerParisthea!!!",
         "##x foo.bar \U0001f600 ##x clerk Paris <|im_end|> Paris road road <|im_end|> ##x",
@@ -119,7 +119,7 @@ def test_the_budget_holds_where_parts_of_a_text_have_more_tokens_than_they_had_i
         "clerk the clerk clerk river Paris <|im_end|> book river the river road book book road Rome road",
     ]
     fitted = Prompt().fit("Who", [Document(text) for text in texts], generator, reserve=0)
-    assert 50 <= len(generator.prompt_ids(fitted)) <= 54
+    assert 100 <= len(generator.prompt_ids(fitted)) <= 106
 
 
 def test_the_documents_that_are_written_are_told():
