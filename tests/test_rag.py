@@ -1,11 +1,12 @@
 """RAGSystem: room for the answer, closed book, filters, foreign parts, and folders that are not what they should be."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fedrag import BM25, Document, Prompt, RAGSystem, SentenceEncoder
+from fedrag import BM25, Document, Example, Prompt, RAGSystem, SentenceEncoder, evaluate
 from fedrag.errors import BudgetError, InputError, StaleIndexError, StoreError
 from systems import DOCUMENTS, EXAMPLES, tiny_system
 from tiny import tiny_sentence_transformer
@@ -182,3 +183,26 @@ def test_a_system_is_asked_without_touching_gradients(rag):
     rag.query(QUESTION)
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in rag.named_parameters().values())
+
+
+def test_an_answer_tells_what_was_read_and_support_looks_at_nothing_else():
+    rag = tiny_system(top_k=24)
+    rag.generator.max_length = 60
+    (answer,) = rag.query_batch([QUESTION])
+    assert len(answer.hits) == 24
+    assert all(text in answer.prompt for text in answer.read)
+    assert sum(len(text) for text in answer.read) < sum(len(hit.document.text) for hit in answer.hits)
+    example = Example(QUESTION, [answer.text])
+    whole = evaluate(Told(replace(answer, text="clerk", read=None)), [example], progress=False).metrics["support"].mean
+    read = evaluate(Told(replace(answer, text="clerk", read=())), [example], progress=False).metrics["support"].mean
+    assert (whole, read) == (1.0, 0.0)
+
+
+class Told:
+    """Gives one answer to every question."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def query_batch(self, questions, *, k=None, batch_size=32, progress=False):
+        return [self.answer for _ in questions]

@@ -91,11 +91,13 @@ class RAGSystem:
             for start in range(0, len(questions), batch_size):
                 batch = questions[start : start + batch_size]
                 hits = self._retrieve(batch, k, where)
-                prompts = [
-                    self.prompt_for(q, [hit.document for hit in row]) for q, row in zip(batch, hits, strict=True)
-                ]
+                read = [self._fitting(q, [hit.document for hit in row], 0) for q, row in zip(batch, hits, strict=True)]
+                prompts = [self.prompt.render(q, documents) for q, documents in zip(batch, read, strict=True)]
                 texts = self.generator.generate(prompts)
-                answers += [Answer(t, tuple(row), p) for t, row, p in zip(texts, hits, prompts, strict=True)]
+                answers += [
+                    Answer(text, tuple(row), prompt, tuple(document.text for document in documents))
+                    for text, row, prompt, documents in zip(texts, hits, prompts, read, strict=True)
+                ]
                 bar.update(len(batch))
         return answers
 
@@ -117,10 +119,7 @@ class RAGSystem:
         `answer_tokens` is the length of the answer to come, where it is known (training); room is kept for it and
         for what the generator may write, so that asking and training shorten alike.
         """
-        if not isinstance(self.generator, Tokens):
-            return self.prompt.render(question, documents)
-        reserve = max(answer_tokens, self.generator.max_new_tokens)
-        return self.prompt.fit(question, documents, self.generator, reserve=reserve)
+        return self.prompt.render(question, self._fitting(question, documents, answer_tokens))
 
     def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
         """Embed and store documents; what is there already is skipped."""
@@ -191,6 +190,12 @@ class RAGSystem:
             top_k=settings["top_k"],
             prompt=Prompt(**settings["prompt"]),
         )
+
+    def _fitting(self, question: str, documents: Sequence[Document], answer_tokens: int) -> Sequence[Document]:
+        if not isinstance(self.generator, Tokens):
+            return documents
+        reserve = max(answer_tokens, self.generator.max_new_tokens)
+        return self.prompt.fit_documents(question, documents, self.generator, reserve=reserve)
 
     def _retrieve(self, questions: Sequence[str], k: int | None, where: Where | None) -> list[list[Hit]]:
         depth = self.top_k if k is None else _depth(k)

@@ -93,11 +93,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a RAG system returns: the text, and the hits it was generated from."""
+    """What a RAG system returns: the text, the hits it was generated from, and the prompt.
+
+    `read` holds the texts of the hits as the prompt held them, where its budget may have shortened some or left some
+    out; `None` when that is not known.
+    """
 
     text: str
     hits: tuple[Hit, ...]
     prompt: str = ""
+    read: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return self.text

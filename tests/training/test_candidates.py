@@ -62,7 +62,7 @@ def _document(example):
 
 def test_an_example_left_without_documents_is_named(objective):
     objective.exclude_ids = lambda example: [f"d{n}" for n in range(24)] if example is EXAMPLES[2] else []
-    with pytest.raises(TrainingError, match="1 of 24 training examples.*exclude fewer"):
+    with pytest.raises(TrainingError, match=r"1 of 24 training examples.*exclude fewer"):
         CandidateTable(objective, progress=False).refresh(EXAMPLES)
 
 

@@ -62,7 +62,8 @@ def evaluate(
 
     Args:
         k: number of documents shown to the generator; `None` is the system's own setting.
-        depth: rank down to which the retrieval metrics look. By default they judge the documents shown; a larger
+        depth: rank down to which the retrieval metrics look. By default they judge the documents retrieved for the
+            prompt, also where its budget shortened them; `support` looks only at what was read. A larger
             depth asks `rag.retriever` once more, and the generator still sees only k.
         batch_size: questions asked at a time.
         progress: whether to show progress bars.
@@ -98,7 +99,8 @@ def evaluate(
     ]
     if seen > 0:
         for row, answer in zip(values, answers, strict=True):
-            held = support(answer.text, [hit.document.text for hit in answer.hits])
+            texts = [hit.document.text for hit in answer.hits] if answer.read is None else answer.read
+            held = support(answer.text, texts)
             if held is not None:
                 row["support"] = held
     if judged > 0:
