@@ -35,6 +35,7 @@ def test_case_punctuation_and_articles_do_not_matter() -> None:
 
 def test_f1_counts_repeated_tokens_as_often_as_both_have_them() -> None:
     assert f1("x x x y", ["x y y"]) == pytest.approx(2 * 2 / (4 + 3))
+    assert f1("x x x y", ["x x y"]) == pytest.approx(2 * 3 / (4 + 3))
 
 
 def test_the_empty_answer_is_right_only_where_there_is_none() -> None:
