@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fedrag.generators.causal import CausalLM
 from fedrag.generators.score_cache import CachedScorer
 from fedrag.generators.scoring import padded
-from fedrag.ops.likelihood import IGNORED, sum_rows, supervised, token_logprobs
+from fedrag.ops.likelihood import IGNORED, supervised, token_logprobs
 from fedrag.prompts import Prompt
 from fedrag.types import Document
 
@@ -145,10 +145,14 @@ def batched(lm: CausalLM, prompts: list[str], targets: list[str], *, select: boo
     if select:
         states = lm.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         chosen, wanted, owners = supervised(states, labels)
-        return sum_rows(token_logprobs(lm.model.lm_head(chosen), wanted), owners, len(prompts))
+        return _sum_rows(token_logprobs(lm.model.lm_head(chosen), wanted), owners, len(prompts))
     logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # [n, t, v]
     chosen, wanted, owners = supervised(logits.float().log_softmax(-1), labels)
-    return sum_rows(chosen.gather(1, wanted[:, None])[:, 0], owners, len(prompts))
+    return _sum_rows(chosen.gather(1, wanted[:, None])[:, 0], owners, len(prompts))
+
+
+def _sum_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
+    return values.new_zeros(n).index_add(0, rows, values)  # [n]
 
 
 def rounds(variants: dict[str, Callable[[], Tensor]], count: int) -> dict[str, list[float]]:

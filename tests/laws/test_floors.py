@@ -29,7 +29,8 @@ FLOORS: dict[int, list[set[str]]] = {
 }
 ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts in enumerate(rooms) for part in parts}
 LINES_PER_FILE = 280
-CODE_OF_CORE = 5_000  # lines of floors 0 to 6 that are neither blank nor comment nor docstring: explaining is free
+CODE_OF_CORE = 5_000  # lines of the core that are neither blank nor comment nor docstring: explaining is free
+BESIDE_THE_CORE = {"evaluation"}  # below training, which reports with it, and no part of what trains
 LINES_OF_ALL = 14_000
 VAGUE = {"util", "utils", "helper", "helpers", "base", "manager", "managers"}
 
@@ -106,7 +107,11 @@ def size_violations(source: Path) -> list[str]:
     found = [
         f"{name}: {count} lines, at most {LINES_PER_FILE}" for name, count in lines.items() if count > LINES_PER_FILE
     ]
-    core = [path for name, path in module_files(source).items() if ROOM.get(name.split(".")[0], (9, 0))[0] <= 6]
+    core = [
+        path
+        for name, path in module_files(source).items()
+        if ROOM.get((part := name.split(".")[0]), (9, 0))[0] <= 6 and part not in BESIDE_THE_CORE
+    ]
     code = sum(code_lines(path.read_text(encoding="utf-8")) for path in core)
     if code >= CODE_OF_CORE:
         found.append(f"floors 0 to 6: {code} lines of code, fewer than {CODE_OF_CORE} wanted")

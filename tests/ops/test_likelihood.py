@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrag.errors import InputError
-from fedrag.ops.likelihood import sum_rows, supervised, token_logprobs
+from fedrag.ops.likelihood import supervised, token_logprobs
 
 
 @given(st.data())
@@ -45,12 +45,3 @@ def test_token_logprobs_is_float32_under_autocast_and_for_half_precision():
 
 def test_token_logprobs_of_a_hopeless_token_is_finite():
     assert token_logprobs(torch.tensor([[1e4, 0.0]]), torch.tensor([1])).tolist() == [-1e4]
-
-
-def test_sum_rows_adds_by_row_and_passes_the_gradient():
-    values = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
-    total = sum_rows(values, torch.tensor([2, 0, 2]), 4)
-    assert total.tolist() == [2.0, 0.0, 5.0, 0.0]
-    (total * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
-    assert values.grad is not None
-    assert values.grad.tolist() == [100.0, 1.0, 100.0]

@@ -158,13 +158,24 @@ class CausalLM(nn.Module):
         `group` consecutive prompts belong to one query: without gradient, what they have in common at their start is
         computed once. Raises `BudgetError` for a pair longer than `max_length`.
         """
+        return self.token_logprobs(prompts, targets, group=group)[0].sum(-1)
+
+    def token_logprobs(
+        self, prompts: Sequence[str], targets: Sequence[str], *, group: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `logprobs` sums, token by token: `[n, t]`, and the mask `[n, t]` of tokens that are real.
+
+        Where the mask is false, behind the end token of a shorter target, the value is 0.
+        """
         prompts, targets = _strings("prompts", prompts), _strings("targets", targets)
         require_pairs(prompts, targets, group)
         pairs: list[Pair] = []
         for prompt, target in zip(prompts, targets, strict=True):
             ids = self.target_ids(target)
             pairs.append(Pair(self._fitting(prompt, len(ids)), ids))
-        return score(self._network, pairs, group=group, pad=self.tokens.pad_id, batch_tokens=self.batch_tokens)
+        found = score(self._network, pairs, group=group, pad=self.tokens.pad_id, batch_tokens=self.batch_tokens)
+        lengths = torch.tensor([len(pair.target) for pair in pairs], device=found.device)
+        return found, torch.arange(found.shape[1], device=found.device) < lengths[:, None]
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, with its chat frame; control tokens in its text have become plain text."""

@@ -15,7 +15,7 @@ Relations: `fedrag.generators.network` decides which shortcuts a model allows; `
 >>> model = LlamaForCausalLM(tiny).eval()
 >>> with torch.no_grad():
 ...     score(Network(model), [Pair([1, 5], [7, 2]), Pair([1, 5, 6], [2])], pad=0, batch_tokens=64).shape
-torch.Size([2])
+torch.Size([2, 2])
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedrag.errors import InputError
 from fedrag.generators.network import Network, expand, positions_of
-from fedrag.ops.likelihood import IGNORED, sum_rows, supervised, token_logprobs
+from fedrag.ops.likelihood import IGNORED, supervised, token_logprobs
 
 _SHARED = 16  # tokens that a prefix needs to be worth a pass of its own
 _CPU_TOKENS = 1024  # in a batch without gradient on a CPU: what its caches hold (15-20 % faster than 16384, measured)
@@ -83,14 +83,16 @@ def require_pairs(prompts: Sequence[str], targets: Sequence[str], group: int) ->
 
 
 def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, batch_tokens: int) -> Tensor:
-    """Return `[n]` sums of log p(target | prompt), float32 (float64 for such a model).
+    """Return `[n, t]` log-probabilities of the targets' tokens, zero behind a target's end; float32 (or float64).
 
-    Differentiable when gradients are enabled and a parameter takes one. `group` consecutive pairs belong to one query.
-    A batch holds at most `batch_tokens` tokens, padding included, or a single pair.
+    The sum of a row is log p(target | prompt). Differentiable when gradients are enabled and a parameter takes one.
+    `group` consecutive pairs belong to one query. A batch holds at most `batch_tokens` tokens, padding included, or a
+    single pair.
     """
     differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in network.model.parameters())
     share = group > 1 and network.can_share and not differentiable
     run_tokens = min(batch_tokens, _CPU_TOKENS) if network.device.type == "cpu" and not differentiable else batch_tokens
+    width = max((len(pair.target) for pair in pairs), default=0)
     order: list[int] = []
     parts: list[Tensor] = []
     with torch.set_grad_enabled(differentiable), _precision(network, differentiable):
@@ -98,10 +100,10 @@ def score(network: Network, pairs: Sequence[Pair], *, group: int = 1, pad: int, 
             prefix = _run_prefix(network, heads, pad) if heads else None
             for batch in _batches(rows, max(map(len, heads), default=0), batch_tokens, run_tokens):
                 order.extend(row.place for row in batch)
-                parts.append(_run(network, batch, prefix, pad))
+                parts.append(_run(network, batch, prefix, pad, width))
     asked = torch.empty(len(order), dtype=torch.long)
     asked[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
-    return torch.cat(parts)[asked.to(parts[0].device)] if parts else torch.zeros(0)
+    return torch.cat(parts)[asked.to(parts[0].device)] if parts else torch.zeros(0, 0)
 
 
 def _precision(network: Network, differentiable: bool) -> torch.autocast:
@@ -159,7 +161,7 @@ def _run_prefix(network: Network, heads: Sequence[list[int]], pad: int) -> _Pref
     return _Prefix(cache, mask)
 
 
-def _run(network: Network, batch: Sequence[_Row], prefix: _Prefix | None, pad: int) -> Tensor:
+def _run(network: Network, batch: Sequence[_Row], prefix: _Prefix | None, pad: int, width: int) -> Tensor:
     ids, mask = padded(
         [[*row.pair.prompt, *row.pair.target][row.skip :] for row in batch], pad, network.device
     )  # [n, t]
@@ -179,7 +181,9 @@ def _run(network: Network, batch: Sequence[_Row], prefix: _Prefix | None, pad: i
         states, _ = network.states(ids, mask, positions=positions, cache=cache, use_cache=True, last=last)
     labels = labels[:, -states.shape[1] :].to(states.device)
     chosen, targets, owners = supervised(states, labels)  # [s, d], [s], [s]
-    return sum_rows(_target_logprobs(network, chosen, targets), owners, len(batch))
+    found = _target_logprobs(network, chosen, targets)  # [s]
+    places = torch.tensor([place for row in batch for place in range(len(row.pair.target))], device=found.device)
+    return found.new_zeros(len(batch), width).index_put((owners, places), found)  # [n, t]
 
 
 def _target_logprobs(network: Network, states: Tensor, targets: Tensor) -> Tensor:

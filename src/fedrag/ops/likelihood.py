@@ -13,8 +13,8 @@ Source: the chain rule, log p(y | x) = sum over t of log p(y_t | x, y_<t).
 >>> states, targets, rows = supervised(logits, labels)
 >>> targets.tolist(), rows.tolist()
 ([2, 1], [0, 0])
->>> sum_rows(token_logprobs(states, targets), rows, 1).exp()             # 1/3 * 1/3
-tensor([0.1111])
+>>> token_logprobs(states, targets).sum().exp()                          # 1/3 * 1/3
+tensor(0.1111)
 """
 
 from __future__ import annotations
@@ -52,8 +52,3 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         precise = logits if logits.dtype == torch.float64 else logits.float()  # [s, v]
         return -torch.nn.functional.cross_entropy(precise, targets, reduction="none")  # [s]
-
-
-def sum_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Add the `[s]` values that belong to one row; return `[n]`, zero where a row has none."""
-    return values.new_zeros(n).index_add(0, rows, values)  # [n]
