@@ -144,10 +144,10 @@ def test_scores_are_the_same_from_the_cache():
 def test_what_a_checkpoint_remembers_is_not_asked_again():
     rag = tiny_system(kind="bert")
     objective, again = LSR(rag, k=4), LSR(rag, k=4)
-    assert objective.memory() == {}
+    assert objective.extra_state() == {}
     documents = objective.find(BATCH)
     first = objective.teacher_scores(BATCH, documents)
-    again.recall(objective.memory())
+    again.load_extra_state(objective.extra_state())
     assert torch.equal(again.teacher_scores(BATCH, documents), first)
     assert again.scorer.misses == 0
     with torch.no_grad():

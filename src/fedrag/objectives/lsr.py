@@ -114,13 +114,13 @@ class LSR(Objective):
             "flat_teachers": float((~useful).float().mean()),
         }
 
-    def memory(self) -> dict[str, Tensor]:
+    def extra_state(self) -> dict[str, Tensor]:
         """The teacher's scores so far: asking again takes time, and in another batch gives other last bits."""
         return self.scorer.memory()
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
-        """Take back what `memory` gave."""
-        self.scorer.recall(memory)
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+        self.scorer.recall(state)
 
     @torch.no_grad()
     def teacher_scores(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedrag.errors import ConfigError
+from fedrag.generators.causal import CausalLM
 from fedrag.rag import RAGSystem
 from fedrag.types import Document, Example
 
@@ -82,12 +83,25 @@ class Objective(nn.Module):
             for hits, out in zip(found, banned, strict=True)
         ]
 
-    def memory(self) -> dict[str, Tensor]:
+    @property
+    def generator(self) -> CausalLM:
+        """The system's generator, which must be one that gives log-likelihoods."""
+        if not isinstance(self.rag.generator, CausalLM):
+            raise ConfigError(
+                f"{type(self).__name__} needs a CausalLM, the system's generator is a "
+                f"{type(self.rag.generator).__name__}: give RAGSystem a CausalLM"
+            )
+        return self.rag.generator
+
+    def at_step(self, step: int) -> None:
+        """Told by the trainer before each optimiser step, `step` of them being done."""
+
+    def extra_state(self) -> dict[str, Tensor]:
         """What a resumed run should not have to compute again; kept in checkpoints, empty for most objectives."""
         return {}
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
-        """Take back what `memory` gave."""
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `extra_state` gave."""
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Trade time for memory in the transformers models that are trained; called by `transformers.Trainer`."""

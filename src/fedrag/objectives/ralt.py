@@ -65,14 +65,13 @@ class RALT(Objective):
         if gold_share:
             _ = rag.dense  # golds come from its store: say so now, not in the middle of training
         super().__init__(rag, parts=["generator"], depth=depth, exclude_ids=exclude_ids)
-        self.generator = (rag.generator,)  # in a tuple: its model is in `trained` already
         self.documents_per_row = documents_per_row
         self.shuffle = shuffle
         self.gold_share = gold_share
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
         """The loss above, and the mean number of supervised tokens per example."""
-        (generator,) = self.generator
+        generator = self.generator
         dice = random.Random(int(torch.randint(2**62, ())) if self.training else 0)
         prompts: list[str] = []
         answers: list[str] = []

@@ -23,6 +23,7 @@ class Refreshing(TrainerCallback):
         self, policy: Refresh, objective: Objective, start: Callable[[], None], refresh: Callable[[], None]
     ) -> None:
         self.policy = policy
+        self.objective = objective
         self.moving = any(name.startswith("retriever/") for name in objective.trainable())
         self.start = start
         self.refresh = refresh
@@ -30,6 +31,10 @@ class Refreshing(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Get the candidates of the first step."""
         self.start()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell the objective which step comes."""
+        self.objective.at_step(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Get those of the next step.

@@ -37,7 +37,7 @@ from fedrag.types import Example
 _log = logging.getLogger(__name__)
 _WEIGHTS = "trainable.safetensors"
 _CANDIDATES = "candidates.json"
-_MEMORY = "memory.safetensors"
+_EXTRA = "extra_state.safetensors"
 
 
 class RAGTrainer(Trainer):
@@ -227,8 +227,8 @@ class RAGTrainer(Trainer):
         save_file(state, folder / _WEIGHTS)
         if self.candidates.ids and isinstance(self.objective.rag.retriever, DenseRetriever):
             self.candidates.save(folder / _CANDIDATES)
-        if memory := self.objective.memory():
-            save_file(memory, folder / _MEMORY)
+        if extra := self.objective.extra_state():
+            save_file(extra, folder / _EXTRA)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -255,8 +255,8 @@ class RAGTrainer(Trainer):
     def start(self) -> None:
         """Get the candidates of the run's first step: retrieved, or those of the checkpoint that it goes on from."""
         folder = self._resumed_from
-        if folder is not None and (folder / _MEMORY).is_file():
-            self.objective.recall(load_file(folder / _MEMORY))
+        if folder is not None and (folder / _EXTRA).is_file():
+            self.objective.load_extra_state(load_file(folder / _EXTRA))
         if folder is not None and (folder / _CANDIDATES).is_file():
             self.candidates.load(folder / _CANDIDATES, self._train_examples())
         else:
