@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedrag import BM25, Document, Example, Prompt, RAGSystem, SentenceEncoder, evaluate
-from fedrag.errors import BudgetError, InputError, StaleIndexError, StoreError
+from fedrag import BM25, DenseRetriever, Document, Example, MemoryStore, Prompt, RAGSystem, SentenceEncoder, evaluate
+from fedrag.errors import BudgetError, ConfigError, InputError, StaleIndexError, StoreError
 from systems import DOCUMENTS, EXAMPLES, tiny_system
 from tiny import tiny_sentence_transformer
 
 QUESTION = EXAMPLES[3].question
+OLD_SETTINGS = ("format", "top_k", "prompt")
 
 
 class Remote:
@@ -154,10 +155,34 @@ def test_another_store_can_take_the_place_of_the_saved_one(rag, tmp_path):
 
 def test_settings_survive(rag, tmp_path):
     rag.prompt = Prompt(template="{documents}\nQ: {question}\nA:", document_template="* {text}", order="best_last")
-    rag.top_k = 7
+    rag.top_k, rag.reader, rag.temperature = 7, "ensemble", 0.2
     rag.save(tmp_path / "rag")
     again = RAGSystem.load(tmp_path / "rag")
-    assert (again.prompt, again.top_k) == (rag.prompt, 7)
+    assert (again.prompt, again.top_k, again.reader, again.temperature) == (rag.prompt, 7, "ensemble", 0.2)
+
+
+def test_a_system_saved_before_there_were_readers_loads(rag, tmp_path):
+    rag.save(tmp_path)
+    (settings,) = tmp_path.rglob("fedrag.json")
+    old = {name: value for name, value in json.loads(settings.read_text()).items() if name in OLD_SETTINGS}
+    settings.write_text(json.dumps({**old, "format": 1}))
+    again = RAGSystem.load(tmp_path)
+    assert (again.reader, again.temperature) == ("stuff", 0.05)
+
+
+def test_the_temperature_fits_the_scores(rag):
+    assert (rag.reader, rag.temperature) == ("stuff", 0.05)
+    dot = tiny_sentence_transformer()
+    dot.similarity_fn_name = "dot"
+    retriever = DenseRetriever(SentenceEncoder(dot), MemoryStore())
+    assert RAGSystem(retriever=retriever).temperature == 1.0
+    assert RAGSystem(retriever=BM25(DOCUMENTS)).temperature == 1.0
+    assert RAGSystem(retriever=retriever, temperature=0.3).temperature == 0.3
+    for wrong in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"temperature={wrong}"):
+            RAGSystem(retriever=retriever, temperature=wrong)
+    with pytest.raises(ConfigError, match="'fusion'"):
+        RAGSystem(retriever=retriever, reader="fusion")
 
 
 def test_folders_that_hold_no_system_are_named(rag, tmp_path):

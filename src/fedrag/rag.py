@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from tqdm.auto import tqdm
 
 from fedrag import durable
 from fedrag.encoders.sentence import SentenceEncoder
-from fedrag.errors import InputError, StoreError
+from fedrag.errors import ConfigError, InputError, StoreError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt, Tokens
 from fedrag.retrievers.dense import DenseRetriever
@@ -54,15 +55,27 @@ class RAGSystem:
         generator: answers a prompt; `None` makes a system that only retrieves, to tune a retriever alone.
         top_k: documents in a prompt; 0 asks the generator alone (closed book).
         prompt: how question and documents become one text, the same when asking and when training.
+        reader: "stuff" puts all documents into one prompt.
+        temperature: that of p(document | question) = softmax(score / temperature), which marginals over documents
+            weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1.
     """
 
     def __init__(
-        self, *, retriever: Retriever, generator: Generator | None = None, top_k: int = 5, prompt: Prompt | None = None
+        self,
+        *,
+        retriever: Retriever,
+        generator: Generator | None = None,
+        top_k: int = 5,
+        prompt: Prompt | None = None,
+        reader: Literal["stuff", "ensemble"] = "stuff",
+        temperature: float | None = None,
     ) -> None:
         self.retriever = retriever
         self.generator = generator
         self.top_k = _depth(top_k)
         self.prompt = prompt or Prompt()
+        self.reader = _reader(reader)
+        self.temperature = _scale(retriever) if temperature is None else _positive(temperature)
 
     def retrieve(self, question: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Return the hits for a question, best first."""
@@ -163,7 +176,13 @@ class RAGSystem:
                 f"save() writes a MemoryStore and a CausalLM, the system has a {type(store).__name__} and a "
                 f"{type(generator).__name__}; save those with their own libraries"
             )
-        settings = {"format": _FORMAT, "top_k": self.top_k, "prompt": asdict(self.prompt)}
+        settings = {
+            "format": _FORMAT,
+            "top_k": self.top_k,
+            "prompt": asdict(self.prompt),
+            "reader": self.reader,
+            "temperature": self.temperature,
+        }
 
         def write(folder: Path) -> None:
             encoder.save(folder / "encoder")
@@ -189,6 +208,8 @@ class RAGSystem:
             generator=CausalLM.load(folder / "generator", device=device),
             top_k=settings["top_k"],
             prompt=Prompt(**settings["prompt"]),
+            reader=settings["reader"],
+            temperature=settings["temperature"],
         )
 
     def _fitting(self, question: str, documents: Sequence[Document], answer_tokens: int) -> Sequence[Document]:
@@ -216,7 +237,13 @@ def _settings(file: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings["format"] > _FORMAT:
             raise StoreError(f"{file} has format {settings['format']}, this fedrag reads {_FORMAT}: upgrade fedrag")
-        return {"top_k": int(settings["top_k"]), "prompt": dict(settings["prompt"])}
+        temperature = settings.get("temperature")  # absent, as the reader is, from what the first fedrag wrote
+        return {
+            "top_k": int(settings["top_k"]),
+            "prompt": dict(settings["prompt"]),
+            "reader": str(settings.get("reader", "stuff")),
+            "temperature": None if temperature is None else float(temperature),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
 
@@ -225,3 +252,21 @@ def _depth(k: int) -> int:
     if k < 0:
         raise InputError(f"top_k must be 0 (closed book) or more, got {k}")
     return k
+
+
+def _reader(reader: Literal["stuff", "ensemble"]) -> Literal["stuff", "ensemble"]:
+    if reader not in ("stuff", "ensemble"):
+        raise ConfigError(f"reader={reader!r}: it must be 'stuff' or 'ensemble'")
+    return reader
+
+
+def _positive(temperature: float) -> float:
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature={temperature}: it must be a number above 0")
+    return float(temperature)
+
+
+def _scale(retriever: Retriever) -> float:
+    """The temperature that scores of this kind want: cosines differ by little, inner products by much."""
+    encoder = retriever.encoder if isinstance(retriever, DenseRetriever) else None
+    return 0.05 if isinstance(encoder, SentenceEncoder) and encoder.model.similarity_fn_name == "cosine" else 1.0
