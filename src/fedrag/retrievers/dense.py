@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError, StaleIndexError
+from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.modes import evaluating
 from fedrag.ops.similarity import own_candidates
 from fedrag.types import Document, Encoder, Hit, KnowledgeStore, Where
@@ -59,11 +60,14 @@ class DenseRetriever(Generic[E]):
         self.check_fresh()
         return self.store.search(self.embed_queries(queries), k, where)
 
-    def scores(self, queries: Sequence[str], documents: Sequence[Sequence[Document]]) -> Tensor:
+    def scores(
+        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], *, chunk: int | None = None
+    ) -> Tensor:
         """Score each query's own candidates, with gradient: `[n, k]` float32, `-inf` where a query has fewer than k.
 
         These scores come from the encoder, never from a search result, so a loss on them trains it. While the
-        document side is frozen, vectors that the store already has are taken from there.
+        document side is frozen, vectors that the store already has are taken from there; else `chunk` documents are
+        encoded at a time, and no other activations of theirs are held.
         """
         if len(queries) != len(documents) or not all(documents):
             raise InputError(
@@ -73,18 +77,19 @@ class DenseRetriever(Generic[E]):
         unique = {document.id: document for row in documents for document in row}
         place = {id: i for i, id in enumerate(unique)}
         query_vectors = self.encoder.encode_queries(queries)  # [n, d]
-        document_vectors = self.document_vectors(list(unique.values()))  # [unique, d]
+        document_vectors = self.document_vectors(list(unique.values()), chunk=chunk)  # [unique, d]
         owner = [n for n, row in enumerate(documents) for _ in row]
         slot = [k for row in documents for k in range(len(row))]
         chosen = [place[document.id] for row in documents for document in row]
         index = torch.tensor([owner, slot, chosen], device=query_vectors.device)  # [3, s]
         return own_candidates(query_vectors, document_vectors[index[2]], index[0], index[1], max(map(len, documents)))
 
-    def document_vectors(self, documents: Sequence[Document]) -> Tensor:
+    def document_vectors(self, documents: Sequence[Document], *, chunk: int | None = None) -> Tensor:
         """Vectors `[n, d]` to train on: encoded with gradient, or the store's own while the document side is frozen."""
         parts = self.encoder.parts()
         if any(p.requires_grad for name, part in parts.items() if name != "query" for p in part.parameters()):
-            return self.encoder.encode_documents([document.text for document in documents])
+            texts = [document.text for document in documents]
+            return embed_in_pieces(self.encoder.encode_documents, texts, chunk or len(texts) or 1)
         stored = [document.id for document in documents if document.id in self.store]
         if len(stored) == len(documents) and self.store.fingerprint == self.encoder.fingerprint:
             weights = next((weight for part in parts.values() for weight in part.parameters()), torch.empty(0))
