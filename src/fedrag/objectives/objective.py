@@ -74,12 +74,21 @@ class Objective(nn.Module):
         }
 
     def find(self, examples: Sequence[Example]) -> list[list[Document]]:
-        """Retrieve `depth` documents per example, those that `exclude_ids` names left out."""
+        """The documents of each example, best first; here the `depth` best."""
+        return self.retrieve(examples, self.depth)
+
+    @property
+    def reranks(self) -> bool:
+        """Whether `find` takes just the `depth` best, so that a trainer may keep more and choose among them later."""
+        return type(self).find is Objective.find
+
+    def retrieve(self, examples: Sequence[Example], k: int) -> list[list[Document]]:
+        """The k best documents per example, those that `exclude_ids` names left out."""
         banned = [set(self.exclude_ids(example)) if self.exclude_ids else set[str]() for example in examples]
         spare = max(map(len, banned), default=0)
-        found = self.rag.retriever.retrieve([example.question for example in examples], self.depth + spare)
+        found = self.rag.retriever.retrieve([example.question for example in examples], k + spare)
         return [
-            [hit.document for hit in hits if hit.document.id not in out][: self.depth]
+            [hit.document for hit in hits if hit.document.id not in out][:k]
             for hits, out in zip(found, banned, strict=True)
         ]
 
@@ -92,6 +101,9 @@ class Objective(nn.Module):
                 f"{type(self.rag.generator).__name__}: give RAGSystem a CausalLM"
             )
         return self.rag.generator
+
+    def answer_of(self, example: Example) -> str | None:
+        """The answer that is put after prompts of this example's question; `None` where no prompt is made."""
 
     def at_step(self, step: int) -> None:
         """Told by the trainer before each optimiser step, `step` of them being done."""

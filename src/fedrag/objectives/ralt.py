@@ -78,9 +78,7 @@ class RALT(Objective):
         weights: list[float] = []
         supervised = 0
         for example, found in zip(batch, self.documents(batch), strict=True):
-            if example.answers is None:
-                raise DataError("RALT needs an answer to every question, an example has answers=None: leave it out")
-            answer = example.answers[0] if example.answers else ""
+            answer = self.answer_of(example)
             rows = self._rows(example, found, dice)
             tokens = len(generator.target_ids(answer))
             supervised += tokens * len(rows)
@@ -91,6 +89,12 @@ class RALT(Objective):
         logprobs = generator.logprobs(prompts, answers)  # [rows]
         weight = torch.tensor(weights, device=logprobs.device)
         return {"loss": -(weight * logprobs).sum() / len(batch), "answer_tokens": supervised / len(batch)}
+
+    def answer_of(self, example: Example) -> str:
+        """The first answer; the empty one where there is none to give."""
+        if example.answers is None:
+            raise DataError("RALT needs an answer to every question, an example has answers=None: leave it out")
+        return example.answers[0] if example.answers else ""
 
     def documents(self, batch: Sequence[Example]) -> list[list[Document]]:
         """What is retrieved for each example; a subclass may mix in documents of its own, anew at each step."""

@@ -24,7 +24,7 @@ class Refreshing(TrainerCallback):
     ) -> None:
         self.policy = policy
         self.objective = objective
-        self.moving = any(name.startswith("retriever/") for name in objective.trainable())
+        self.moving = moves_retriever(objective)
         self.start = start
         self.refresh = refresh
 
@@ -48,3 +48,8 @@ class Refreshing(TrainerCallback):
             due = self.policy == "epoch" and float(state.epoch or 0).is_integer()
         if due and self.moving and state.global_step < state.max_steps:
             self.refresh()
+
+
+def moves_retriever(objective: Objective) -> bool:
+    """Whether the objective trains any part of the retriever."""
+    return any(name.startswith("retriever/") for name in objective.trainable())

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from fedrag.errors import ConfigError, InputError
 from fedrag.objectives.objective import Objective
-from fedrag.training.refreshing import Refresh
+from fedrag.training.refreshing import Refresh, moves_retriever
 from fedrag.types import Example
 
 
@@ -36,6 +36,7 @@ def check(
     args: TrainingArguments,
     rates: Mapping[str, float],
     refresh: Refresh,
+    over_retrieve: int = 1,
 ) -> None:
     """Refuse what cannot work, before anything is loaded or moved."""
     if not examples:
@@ -65,3 +66,23 @@ def check(
         raise ConfigError(f"learning_rates names {sorted(unknown)}, the objective trains {sorted(components)}")
     if refresh not in ("never", "epoch") and (isinstance(refresh, str) or refresh < 1):
         raise ConfigError(f"refresh is 'never', 'epoch' or a number of steps above 0, got {refresh!r}")
+    _check_over_retrieve(objective, over_retrieve)
+
+
+def _check_over_retrieve(objective: Objective, over_retrieve: int) -> None:
+    if over_retrieve < 1:
+        raise ConfigError(f"over_retrieve is a whole number from 1 on, got {over_retrieve!r}")
+    if over_retrieve == 1:
+        return
+    why = ""
+    if not objective.depth:
+        why = "retrieves no documents"
+    elif not objective.reranks:
+        why = "finds its documents in a way of its own, which ranking anew would undo"
+    elif not moves_retriever(objective):
+        why = "leaves the retriever as it is, which would rank them as it did"
+    if why:
+        raise ConfigError(
+            f"over_retrieve={over_retrieve} ranks retrieved documents anew at each step, and "
+            f"{type(objective).__name__} {why}: leave it out"
+        )

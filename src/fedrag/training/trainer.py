@@ -16,28 +16,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from fedrag.data import overlap
-from fedrag.errors import InputError, TrainingError
+from fedrag.errors import TrainingError
 from fedrag.evaluation import Report, evaluate, evaluate_retriever
 from fedrag.objectives.objective import Objective
 from fedrag.ops.modes import only_training
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.training import checkpoints
+from fedrag.training.budget import check_prompts
 from fedrag.training.candidates import CandidateTable, from_writer, is_writer
 from fedrag.training.refreshing import Refresh, Refreshing
 from fedrag.training.settings import check, default_arguments
 from fedrag.types import Example
 
 _log = logging.getLogger(__name__)
-_WEIGHTS = "trainable.safetensors"
-_CANDIDATES = "candidates.json"
-_EXTRA = "extra_state.safetensors"
 
 
 class RAGTrainer(Trainer):
@@ -52,7 +50,10 @@ class RAGTrainer(Trainer):
         refresh: when the candidates are retrieved anew, with the encoder as it then is: "never" (once, at the
             start), every "epoch", or every so many steps. Where the document side is trained, its documents are
             embedded anew first, which costs one pass over the store. A retriever that stays as it is finds the same,
-            and is asked once.
+            and is asked once. What it costs is in the log and in `train()`'s metrics: `fedrag.training.costs`.
+        over_retrieve: keep this many times the documents that a step needs, rank them anew at each step with the
+            encoder as it is, and train on the best: most of what refreshing brings, without a search. Costs an encoding
+            of the batch's questions, and of all its kept documents where their side is trained.
         evaluator: makes the report behind the task metrics; `None` asks the system when it has a generator and the
             examples have answers, and measures retrieval alone otherwise.
         callbacks: further callbacks of transformers.
@@ -61,8 +62,13 @@ class RAGTrainer(Trainer):
     After `train()` the documents are embedded anew if their side has changed (`final=False` leaves that out), every
     part is in evaluation mode, and every parameter requires a gradient or not as before.
 
+    Under distributed training rank 0 retrieves, refreshes and evaluates while the others wait: where that may take
+    more than half an hour, give `TrainingArguments(ddp_timeout=...)` more seconds, or the run ends. After training the
+    document side, rank 0 alone has the new vectors: ask there, or call `rag.dense.refresh()` on the others.
+
     Raises:
         ConfigError: for settings that this trainer cannot honour, by name.
+        BudgetError: from `train()`, before its first step, when training examples are too long for the generator.
     """
 
     def __init__(
@@ -74,17 +80,18 @@ class RAGTrainer(Trainer):
         args: TrainingArguments | None = None,
         learning_rates: Mapping[str, float] | None = None,
         refresh: Refresh = "epoch",
+        over_retrieve: int = 1,
         evaluator: Callable[[RAGSystem, Sequence[Example]], Report] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
     ) -> None:
         args = args or default_arguments(objective)
-        check(objective, train_dataset, args, learning_rates or {}, refresh)
+        check(objective, train_dataset, args, learning_rates or {}, refresh, over_retrieve)
         args.dataloader_pin_memory = False  # examples are no tensors: there is nothing to pin
         self.objective = objective
         self.learning_rates = dict(learning_rates or {})
         self.evaluator = evaluator or _report
-        self.candidates = CandidateTable(objective, progress=not args.disable_tqdm)
+        self.candidates = CandidateTable(objective, over_retrieve=over_retrieve, progress=not args.disable_tqdm)
         self._resumed_from: Path | None = None
         self._numbers: dict[str, list[float]] = defaultdict(list)
         if eval_dataset:
@@ -126,6 +133,7 @@ class RAGTrainer(Trainer):
                 "second tower since; make the objective and the trainer anew"
             )
         self._numbers.clear()
+        self.candidates.clear()
         self.objective.candidates = self.candidates
         try:
             with only_training(self.objective.trainable().values(), everything.values()):
@@ -138,7 +146,7 @@ class RAGTrainer(Trainer):
             self._resumed_from = None
         if final:
             self.refresh_index()
-        return output
+        return output._replace(metrics={**output.metrics, **self.candidates.costs.numbers})
 
     def refresh_index(self) -> None:
         """Embed the documents anew where their side has changed; rank 0 does, where there are several."""
@@ -149,8 +157,9 @@ class RAGTrainer(Trainer):
     def refresh_candidates(self) -> None:
         """Retrieve the training examples' documents anew, from an index that fits the encoder."""
         if self.objective.depth:
-            self.refresh_index()
-            self.candidates.refresh(self._train_examples())
+            with self.candidates.costs.timed("refresh_seconds"):
+                self.refresh_index()
+                self.candidates.refresh(self._train_examples())
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -168,9 +177,10 @@ class RAGTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means of what the objective told since the last time."""
+        """Log, with the means of what the objective told since the last time, and what the candidates cost so far."""
         if "loss" in logs:
-            logs = {**logs, **{name: sum(seen) / len(seen) for name, seen in self._numbers.items()}}
+            means = {name: sum(seen) / len(seen) for name, seen in self._numbers.items()}
+            logs = {**logs, **means, **self.candidates.costs.numbers}
             self._numbers.clear()
         super().log(logs, start_time)
 
@@ -218,48 +228,24 @@ class RAGTrainer(Trainer):
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write what is trained, by canonical name, the candidates in use and what the objective remembers."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or cast(str, self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: p.detach().contiguous().clone() for name, p in self.objective.trainable().items()}
-        save_file(state, folder / _WEIGHTS)
-        if self.candidates.ids and isinstance(self.objective.rag.retriever, DenseRetriever):
-            self.candidates.save(folder / _CANDIDATES)
-        if extra := self.objective.extra_state():
-            save_file(extra, folder / _EXTRA)
-        torch.save(self.args, folder / "training_args.bin")
+        if self.args.should_save:
+            folder = Path(output_dir or cast(str, self.args.output_dir))
+            checkpoints.write(folder, self.objective, self.candidates)
+            torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Put a checkpoint's weights in place; every name and shape must be as it is now."""
-        folder = Path(resume_from_checkpoint)
-        if not (folder / _WEIGHTS).is_file():
-            raise InputError(f"{folder} is no checkpoint of RAGTrainer: there is no {_WEIGHTS} in it")
-        state = load_file(folder / _WEIGHTS)
-        here = self.objective.trainable()
-        wrong = sorted(set(state) ^ set(here)) or [n for n, p in here.items() if p.shape != state[n].shape]
-        if wrong:
-            raise InputError(
-                f"the checkpoint {folder} belongs to another objective or system: {wrong[0]!r} is not the same in "
-                "both; resume with what wrote it"
-            )
-        with torch.no_grad():
-            for name, parameter in here.items():
-                parameter.copy_(state[name])
-        self._resumed_from = folder
+        self._resumed_from = Path(resume_from_checkpoint)
+        checkpoints.read_weights(self._resumed_from, self.objective)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
     def start(self) -> None:
         """Get the candidates of the run's first step: retrieved, or those of the checkpoint that it goes on from."""
-        folder = self._resumed_from
-        if folder is not None and (folder / _EXTRA).is_file():
-            self.objective.load_extra_state(load_file(folder / _EXTRA))
-        if folder is not None and (folder / _CANDIDATES).is_file():
-            self.candidates.load(folder / _CANDIDATES, self._train_examples())
-        else:
+        check_prompts(self.objective, self._train_examples())
+        if self._resumed_from is not None:
+            checkpoints.read_rest(self._resumed_from, self.objective, self.candidates, self._train_examples())
+        if not self.candidates.ids:
             self.refresh_candidates()
 
     def _train_examples(self) -> list[Example]:
