@@ -139,14 +139,19 @@ class Marginal(Objective):
         mask = torch.arange(width, device=flat.device) < torch.tensor(lengths, device=flat.device)[:, None]
         return flat.new_zeros(len(batch), k, width).index_put((owner, slot), flat), mask
 
+    def answer_of(self, example: Example) -> str | None:
+        """The first answer; the empty text where there is none, `None` where it is not known."""
+        return None if example.answers is None else next(iter(example.answers), "")
+
     def answers(self, batch: Sequence[Example]) -> list[str]:
         """The answer that each example trains on. Raises `DataError` where one is not known."""
-        if bare := sum(example.answers is None for example in batch):
+        found = [answer for example in batch if (answer := self.answer_of(example)) is not None]
+        if bare := len(batch) - len(found):
             raise DataError(
                 f"{type(self).__name__} needs an answer to every question, {bare} of these {len(batch)} examples have "
                 "answers=None: leave them out, or train on their positives with Contrastive"
             )
-        return [example.answers[0] if example.answers else "" for example in batch]
+        return found
 
     def log_likelihood(self, scores: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """log p(y, EOS | q) in the objective's form: `[n]`."""
