@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,6 +44,8 @@ END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE = (
     "no context",
 )
 SETTINGS = (END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE)
+ENSEMBLE = "end to end, ensemble of four"
+"""One more setting: the four best passages, each in a prompt of its own, their next-token distributions mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +144,13 @@ def run_regimes(
     tuned = make_system(world, seed)
     train_ralt(tuned, world, steps.ralt, seed)
     further = make_system(world, seed)
-    _copy(tuned.generator, further.generator)
+    copy_generator(tuned.generator, further.generator)
     train_ralt(further, world, steps.lsr, seed + 1)
     report("RALT", further)
     train_lsr(tuned, world, steps.lsr, seed)
-    report("LSR, frozen reader", _with(tuned, generator=untrained.generator))
+    report("LSR, frozen reader", with_parts(tuned, generator=untrained.generator))
     report("RALT, then LSR", tuned)
-    lexical = _with(further, retriever=BM25(world.documents))
+    lexical = with_parts(further, retriever=BM25(world.documents))
     reports["RALT, with BM25"] = {END_TO_END: measure(lexical, world, questions)[END_TO_END]}
     if controls:
         total = steps.ralt + steps.lsr
@@ -164,21 +166,25 @@ def run_regimes(
     return reports, tuned
 
 
-def measure(rag: RAGSystem, world: World, questions: Sequence[Example]) -> dict[str, Report]:
-    """Ask the questions in every setting."""
+def measure(
+    rag: RAGSystem, world: World, questions: Sequence[Example], *, settings: Sequence[str] = SETTINGS
+) -> dict[str, Report]:
+    """Ask the questions in every one of the settings."""
     passages = {document.id: document for document in world.documents}
     dice = random.Random(0)
     others = {q.question: [dice.choice([d for d in world.documents if d.id not in q.positives])] for q in questions}
     contexts: dict[str, tuple[Retriever, int]] = {
         END_TO_END: (rag.retriever, rag.top_k),
+        ENSEMBLE: (rag.retriever, 4),
         AMONG_FOUR: (Contexts({q.question: gold_context(world, q) for q in questions}), 4),
         GOLD: (Contexts({q.question: [passages[q.positives[0]]] for q in questions}), 1),
         RANDOM: (Contexts(others), 1),
         NONE: (rag.retriever, 0),
     }
     reports: dict[str, Report] = {}
-    for setting, (retriever, k) in contexts.items():
-        asked = _with(rag, retriever=retriever, top_k=k)
+    for setting in settings:
+        retriever, k = contexts[setting]
+        asked = with_parts(rag, retriever=retriever, top_k=k, reader="ensemble" if setting == ENSEMBLE else "stuff")
         depth = 10 if setting == END_TO_END else None
         reports[setting] = evaluate(asked, questions, depth=depth, batch_size=128, progress=False, cluster="entity")
     return reports
@@ -188,12 +194,13 @@ def _ranked(documents: Sequence[Document]) -> list[Hit]:
     return [Hit(document, 1 / rank) for rank, document in enumerate(documents, start=1)]
 
 
-def _with(
+def with_parts(
     rag: RAGSystem,
     *,
     retriever: Retriever | None = None,
     generator: Generator | None = None,
     top_k: int | None = None,
+    reader: Literal["stuff", "ensemble"] = "stuff",
 ) -> RAGSystem:
     """The system with some parts replaced."""
     return RAGSystem(
@@ -201,8 +208,11 @@ def _with(
         generator=generator or rag.generator,
         top_k=rag.top_k if top_k is None else top_k,
         prompt=rag.prompt,
+        reader=reader,
+        temperature=rag.temperature,
     )
 
 
-def _copy(source: Any, target: Any) -> None:
+def copy_generator(source: Any, target: Any) -> None:
+    """Give a generator the weights of another one like it."""
     target.model.load_state_dict(source.model.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,10 +27,14 @@ def train(
     steps: int,
     rate: float,
     seed: int,
+    rates: Mapping[str, float] | None = None,
     batch_size: int = 32,
     refresh: Refresh = "epoch",
 ) -> None:
-    """Run `steps` steps at a learning rate that rises over the first ten and then falls to 0."""
+    """Run `steps` steps at a learning rate that rises over the first ten and then falls to 0.
+
+    `rates` are learning rates of a part, "retriever" or "generator", in place of `rate`.
+    """
     with TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
@@ -44,7 +48,7 @@ def train(
             logging_strategy="no",
             report_to="none",
         )
-        trainer = RAGTrainer(objective, train_dataset=examples, args=args, refresh=refresh)
+        trainer = RAGTrainer(objective, train_dataset=examples, args=args, learning_rates=rates, refresh=refresh)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())
         trainer.train()
