@@ -266,11 +266,11 @@ def test_long_answers_go_through_the_head_in_pieces(monkeypatch: pytest.MonkeyPa
     lm = generator()
     whole = lm.logprobs(["The", "A clerk"], ["book in Rome", "road"])
     whole.sum().backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in lm.tunable().items()}
+    wanted = {name: parameter.grad.clone() for name, parameter in lm.model.named_parameters()}
     lm.model.zero_grad()
     monkeypatch.setattr(scoring, "_LOGITS", 400 * 3)  # three positions at a time
     pieces = lm.logprobs(["The", "A clerk"], ["book in Rome", "road"])
     pieces.sum().backward()
     assert pieces.tolist() == pytest.approx(whole.tolist(), abs=1e-5)
-    for name, parameter in lm.tunable().items():
+    for name, parameter in lm.model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedrag.errors import BudgetError, ConfigError, InputError
-from fedrag.generators.decoding import cut, greedy, stops, visible
+from fedrag.generators.decoding import Decoder, Mixed
 from fedrag.generators.loading import (
     architecture,
     count_positions,
@@ -102,7 +102,7 @@ class CausalLM(nn.Module):
                 raise ConfigError(f"{name}={value}: it must be at least 1")
         self._network = Network(base)
         self._weights = Fingerprint(self.model)
-        self._ends = frozenset((self.tokens.eos_id, *end_ids(base)))
+        self._decoder = Decoder(self._network, self.tokens, frozenset((self.tokens.eos_id, *end_ids(base))))
         self._tunable = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     @property
@@ -121,11 +121,6 @@ class CausalLM(nn.Module):
         parts = [self._weights(), self.tokens.fingerprint, *architecture(self._network.model)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-    def tunable(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that training may move, by name: those that took a gradient when this was made."""
-        parameters = dict(self.model.named_parameters())
-        return {name: parameters[name] for name in self._tunable}
-
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
     ) -> list[str]:
@@ -133,24 +128,44 @@ class CausalLM(nn.Module):
 
         Raises `BudgetError` for a prompt that leaves no room for `max_new_tokens`.
         """
+        alone = [[prompt] for prompt in _strings("prompts", prompts)]
+        return self.generate_mixture(alone, [[1.0]] * len(alone), max_new_tokens=max_new_tokens, stop=stop)
+
+    def generate_mixture(
+        self,
+        prompts: Sequence[Sequence[str]],
+        weights: Sequence[Sequence[float]],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Return, per group of prompts, one text: greedy on the prompts' next-token distributions, mixed by `weights`.
+
+        A group is never divided, even if it holds more than `batch_tokens`. Raises what `generate` raises.
+        """
         steps, ending = self._plan(max_new_tokens, stop)
-        ids = [self._fitting(prompt, steps) for prompt in _strings("prompts", prompts)]
-        texts = [""] * len(ids)
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
-        while order:
-            rows = order[: max(1, self.batch_tokens // (len(ids[order[0]]) + steps))]
-            order = order[len(rows) :]
-            *_, written = self._greedy([ids[row] for row in rows], steps, ending)
-            for row, answer in zip(rows, written, strict=True):
-                texts[row] = cut(self.tokens.decode(answer), ending)
-        return texts
+        if len(prompts) != len(weights):
+            raise InputError(f"got {len(prompts)} groups of prompts and {len(weights)} of weights: give one per group")
+        mixtures = [self._mixed(some, shares, steps) for some, shares in zip(prompts, weights, strict=True)]
+        return self._decoder.texts(mixtures, steps, ending, self.batch_tokens)
 
     def stream(
         self, prompt: str, *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
     ) -> Iterator[str]:
         """Return an iterator over the pieces of what `generate` returns; closing it ends the generation."""
+        return self.stream_mixture([prompt], [1.0], max_new_tokens=max_new_tokens, stop=stop)
+
+    def stream_mixture(
+        self,
+        prompts: Sequence[str],
+        weights: Sequence[float],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> Iterator[str]:
+        """Return an iterator over the pieces of what `generate_mixture` returns for one group."""
         steps, ending = self._plan(max_new_tokens, stop)
-        return self._pieces(self._fitting(prompt, steps), steps, ending)
+        return self._decoder.pieces(self._mixed(prompts, weights, steps), steps, ending)
 
     def logprobs(self, prompts: Sequence[str], targets: Sequence[str], *, group: int = 1) -> Tensor:
         """Return `[n]` sums of log p(target, end token | prompt), float32, differentiable in the current grad mode.
@@ -249,22 +264,8 @@ class CausalLM(nn.Module):
             )
         return ids
 
-    def _greedy(self, ids: list[list[int]], steps: int, stop: tuple[str, ...]) -> Iterator[list[list[int]]]:
-        def halt(written: Sequence[int]) -> bool:
-            return bool(stop) and stops(self.tokens.decode(written), stop)
-
-        return greedy(self._network, ids, steps=steps, ends=self._ends, pad=self.tokens.pad_id, halt=halt)
-
-    def _pieces(self, ids: list[int], steps: int, stop: tuple[str, ...]) -> Iterator[str]:
-        shown, text = "", ""
-        for (written,) in self._greedy([ids], steps, stop):
-            text = self.tokens.decode(written)
-            seen = visible(text, stop)
-            if len(seen) > len(shown):
-                yield seen[len(shown) :]
-                shown = seen
-        if rest := cut(text, stop)[len(shown) :]:
-            yield rest
+    def _mixed(self, prompts: Sequence[str], weights: Sequence[float], reserve: int) -> Mixed:
+        return Mixed([self._fitting(prompt, reserve) for prompt in _strings("prompts", prompts)], weights)
 
 
 def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
