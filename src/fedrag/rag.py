@@ -14,26 +14,33 @@ rag = RAGSystem.load("my-rag")
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedrag import durable
+from fedrag import bundle, durable
 from fedrag.encoders.sentence import SentenceEncoder
-from fedrag.errors import ConfigError, InputError, StoreError
+from fedrag.errors import ConfigError, InputError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt, Tokens
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.stores.memory import MemoryStore
-from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, Retriever, Streamer, Where
+from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, MixtureGenerator, Retriever, Streamer, Where
 
-_FORMAT = 1
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the generator gets to answer one question: prompts, their weights, and the texts of documents in them."""
+
+    prompts: list[str]
+    weights: list[float]
+    read: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,13 @@ class RAGSystem:
         generator: answers a prompt; `None` makes a system that only retrieves, to tune a retriever alone.
         top_k: documents in a prompt; 0 asks the generator alone (closed book).
         prompt: how question and documents become one text, the same when asking and when training.
-        reader: "stuff" puts all documents into one prompt.
-        temperature: that of p(document | question) = softmax(score / temperature), which marginals over documents
-            weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1.
+        reader: "stuff" puts all documents into one prompt; "ensemble" makes a prompt of each, and mixes the next-token
+            distributions by p(document | question), as RA-DIT (arXiv 2310.01352) and RAG-Token (2005.11401) do. It
+            wants a `MixtureGenerator`, as `CausalLM` is.
+        temperature: that of p(document | question) = softmax(score / temperature), which the ensemble reader and
+            marginals over documents weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1.
+
+    Raises `ConfigError` for settings that are impossible, alone or together.
     """
 
     def __init__(
@@ -74,8 +85,12 @@ class RAGSystem:
         self.generator = generator
         self.top_k = _depth(top_k)
         self.prompt = prompt or Prompt()
-        self.reader = _reader(reader)
+        self.reader: Literal["stuff", "ensemble"] = reader
         self.temperature = _scale(retriever) if temperature is None else _positive(temperature)
+        if reader not in ("stuff", "ensemble"):
+            raise ConfigError(f"reader={reader!r}: it must be 'stuff' or 'ensemble'")
+        if reader == "ensemble" and generator is not None:
+            _ = self._mixer  # say now what this reader cannot do, not when the first question comes
 
     def retrieve(self, question: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Return the hits for a question, best first."""
@@ -104,12 +119,14 @@ class RAGSystem:
             for start in range(0, len(questions), batch_size):
                 batch = questions[start : start + batch_size]
                 hits = self._retrieve(batch, k, where)
-                read = [self._fitting(q, [hit.document for hit in row], 0) for q, row in zip(batch, hits, strict=True)]
-                prompts = [self.prompt.render(q, documents) for q, documents in zip(batch, read, strict=True)]
-                texts = self.generator.generate(prompts)
+                readings = [self._reading(question, row) for question, row in zip(batch, hits, strict=True)]
+                if self.reader == "ensemble":
+                    texts = self._mixer.generate_mixture([r.prompts for r in readings], [r.weights for r in readings])
+                else:
+                    texts = self.generator.generate([reading.prompts[0] for reading in readings])
                 answers += [
-                    Answer(text, tuple(row), prompt, tuple(document.text for document in documents))
-                    for text, row, prompt, documents in zip(texts, hits, prompts, read, strict=True)
+                    Answer(text, tuple(row), reading.prompts[0], reading.read)
+                    for text, row, reading in zip(texts, hits, readings, strict=True)
                 ]
                 bar.update(len(batch))
         return answers
@@ -123,8 +140,10 @@ class RAGSystem:
         if not isinstance(self.generator, Streamer):
             raise InputError(f"{type(self.generator).__name__} cannot stream: it has no stream(prompt); use query()")
         hits = self.retrieve(question, k=k, where=where)
-        prompt = self.prompt_for(question, [hit.document for hit in hits])
-        return Stream(tuple(hits), self.generator.stream(prompt))
+        reading = self._reading(question, hits)
+        if self.reader == "ensemble":
+            return Stream(tuple(hits), self._mixer.stream_mixture(reading.prompts, reading.weights))
+        return Stream(tuple(hits), self.generator.stream(reading.prompts[0]))
 
     def prompt_for(self, question: str, documents: Sequence[Document], *, answer_tokens: int = 0) -> str:
         """The prompt for a question over documents, which are shortened so that the answer fits after it.
@@ -176,20 +195,13 @@ class RAGSystem:
                 f"save() writes a MemoryStore and a CausalLM, the system has a {type(store).__name__} and a "
                 f"{type(generator).__name__}; save those with their own libraries"
             )
-        settings = {
-            "format": _FORMAT,
-            "top_k": self.top_k,
-            "prompt": asdict(self.prompt),
-            "reader": self.reader,
-            "temperature": self.temperature,
-        }
+        settings = bundle.Settings(self.top_k, self.prompt, self.reader, self.temperature)
 
         def write(folder: Path) -> None:
             encoder.save(folder / "encoder")
             generator.save(folder / "generator")
             store.save(folder / "store")
-            (folder / "fedrag.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-            (folder / "README.md").write_text(self._card(), encoding="utf-8")
+            bundle.write(folder, settings, documents=len(store), encoder=encoder.fingerprint)
 
         durable.publish(Path(path), write)
 
@@ -201,16 +213,33 @@ class RAGSystem:
             StoreError: if there is no saved system, or a newer fedrag wrote it.
         """
         folder = durable.current(Path(path))
-        settings = _settings(folder / "fedrag.json")
+        settings = bundle.read(folder)
         encoder = SentenceEncoder.load(folder / "encoder", device=device)
         return cls(
             retriever=DenseRetriever(encoder, MemoryStore.open(folder / "store") if store is None else store),
             generator=CausalLM.load(folder / "generator", device=device),
-            top_k=settings["top_k"],
-            prompt=Prompt(**settings["prompt"]),
-            reader=settings["reader"],
-            temperature=settings["temperature"],
+            top_k=settings.top_k,
+            prompt=settings.prompt,
+            reader=settings.reader,
+            temperature=settings.temperature,
         )
+
+    @property
+    def _mixer(self) -> MixtureGenerator:
+        if not isinstance(self.generator, MixtureGenerator):
+            raise ConfigError(
+                f"reader='ensemble' wants a generator with generate_mixture() and stream_mixture(), as CausalLM has, "
+                f"got a {type(self.generator).__name__}: use reader='stuff'"
+            )
+        return self.generator
+
+    def _reading(self, question: str, hits: Sequence[Hit]) -> _Reading:
+        documents = [hit.document for hit in hits]
+        alone = self.reader == "ensemble" and hits
+        parts = [self._fitting(question, part, 0) for part in ([[d] for d in documents] if alone else [documents])]
+        weights = _weights(hits, self.temperature) if alone else [1.0]
+        read = tuple(document.text for part in parts for document in part)
+        return _Reading([self.prompt.render(question, part) for part in parts], weights, read)
 
     def _fitting(self, question: str, documents: Sequence[Document], answer_tokens: int) -> Sequence[Document]:
         if not isinstance(self.generator, Tokens):
@@ -222,42 +251,11 @@ class RAGSystem:
         depth = self.top_k if k is None else _depth(k)
         return self.retriever.retrieve(questions, depth, where) if depth else [[] for _ in questions]
 
-    def _card(self) -> str:
-        return (
-            "---\nlibrary_name: fedrag\ntags:\n- rag\n---\n\n# A RAG system\n\n"
-            f"{len(self.dense.store)} documents, the best {self.top_k} of them in each prompt. Document encoder "
-            f"`{self.dense.encoder.fingerprint}`.\n\n"
-            '```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above")\n```\n\n'
-            "`encoder/` is a sentence-transformers model, `generator/` a transformers model or a peft adapter.\n"
-        )
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if settings["format"] > _FORMAT:
-            raise StoreError(f"{file} has format {settings['format']}, this fedrag reads {_FORMAT}: upgrade fedrag")
-        temperature = settings.get("temperature")  # absent, as the reader is, from what the first fedrag wrote
-        return {
-            "top_k": int(settings["top_k"]),
-            "prompt": dict(settings["prompt"]),
-            "reader": str(settings.get("reader", "stuff")),
-            "temperature": None if temperature is None else float(temperature),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
-
 
 def _depth(k: int) -> int:
     if k < 0:
         raise InputError(f"top_k must be 0 (closed book) or more, got {k}")
     return k
-
-
-def _reader(reader: Literal["stuff", "ensemble"]) -> Literal["stuff", "ensemble"]:
-    if reader not in ("stuff", "ensemble"):
-        raise ConfigError(f"reader={reader!r}: it must be 'stuff' or 'ensemble'")
-    return reader
 
 
 def _positive(temperature: float) -> float:
@@ -270,3 +268,9 @@ def _scale(retriever: Retriever) -> float:
     """The temperature that scores of this kind want: cosines differ by little, inner products by much."""
     encoder = retriever.encoder if isinstance(retriever, DenseRetriever) else None
     return 0.05 if isinstance(encoder, SentenceEncoder) and encoder.model.similarity_fn_name == "cosine" else 1.0
+
+
+def _weights(hits: Sequence[Hit], temperature: float) -> list[float]:
+    """p(document | question); a score of -inf has no share, unless all are: then nothing is known, and all share."""
+    scores = torch.tensor([hit.score for hit in hits], dtype=torch.float64).clamp(min=-1e30)  # [k]
+    return torch.softmax(scores / temperature, dim=0).tolist()

@@ -96,7 +96,8 @@ class Answer:
     """What a RAG system returns: the text, the hits it was generated from, and the prompt.
 
     `read` holds the texts of the hits as the prompt held them, where its budget may have shortened some or left some
-    out; `None` when that is not known.
+    out; `None` when that is not known. The ensemble reader has a prompt for each hit: `prompt` is the best hit's, and
+    `read` holds the texts of them all.
     """
 
     text: str
@@ -238,4 +239,31 @@ class Streamer(Protocol):
         self, prompt: str, *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
     ) -> Iterator[str]:
         """Yield pieces whose concatenation is what `generate` returns."""
+        ...
+
+
+@runtime_checkable
+class MixtureGenerator(Protocol):
+    """A generator that reads several prompts for one answer, and mixes their next-token distributions by weights."""
+
+    def generate_mixture(
+        self,
+        prompts: Sequence[Sequence[str]],
+        weights: Sequence[Sequence[float]],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Return one text per group of prompts; a group of one is what `generate` gives for its prompt."""
+        ...
+
+    def stream_mixture(
+        self,
+        prompts: Sequence[str],
+        weights: Sequence[float],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> Iterator[str]:
+        """Yield pieces whose concatenation is what `generate_mixture` returns for this one group."""
         ...
