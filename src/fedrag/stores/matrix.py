@@ -32,9 +32,11 @@ DType = Literal["float32", "bfloat16"]
 STORED: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
 """How the values of each dtype lie in memory and in files; NumPy has no bfloat16, so its bits go as uint16."""
 
-_GROUP = 64  # columns whose maximum is taken first, so that top-k sorts 64 times fewer values
-_SPARE = 16  # candidates beyond k, which nearly always cover the rounding error of the float32 product
-_HELD = 8_000_000  # numbers held at a time: 32 MB in float32
+_GROUP = 64  # products whose maximum is taken first, so that 64 times fewer values are partitioned
+_QUERIES = 64  # that go over the matrix together
+_HELD = 8_000_000  # products held at a time: 32 MB
+_TINY = np.float32(2.0**-125)  # the worst error by underflow, twice
+_LOWEST = np.finfo(np.float32).min  # of what counts: -inf does not
 _BLOCK = 8192  # rows converted at a time
 _LONGEST = 1e18  # norms up to here cannot overflow a float32 inner product
 
@@ -115,47 +117,56 @@ class Matrix:
         Only the first `rows` rows count, and of these only where `keep`, booleans `[rows]`, is true; k is at most the
         number of these. Candidates come in no particular order, all that tie with the k-th among them.
         """
-        width = min(k + _SPARE, rows)
-        for block in queries.split(max(1, min(_HELD // rows, _HELD // (width * self.width)))):
-            products = self._products(block, rows)  # [n, m], padded to whole groups with -inf
-            if keep is not None:
-                products[:, :rows].masked_fill_(~keep, -torch.inf)
-            values, places = _top(products, width)  # [n, k + spare]
-            # twice the worst rounding error of a d-term float32 product, underflow and the last rounding included
-            error = torch.linalg.vector_norm(block, dim=1) * self.longest * 2.0**-22 + 2.0**-125  # [n]
-            floors = values[:, k - 1] - error * (self.width + 2)
-            inside = values >= floors[:, None]  # [n, k + spare]
-            scores = self._scores(block, places.clamp_(max=rows - 1))  # padding is never inside
-            # when even the last candidate may tie with the k-th, others behind it may, too
-            complete = [width == rows or not last for last in inside[:, -1].tolist()]
-            for i, found in enumerate(zip(places.tolist(), scores.tolist(), inside.tolist(), strict=True)):
-                if complete[i]:
-                    yield [(row, score) for row, score, near in zip(*found, strict=True) if near]
-                else:
-                    near = (products[i, :rows] >= floors[i]).nonzero()[:, 0]
-                    exact = [self._scores(block[i : i + 1], part[None])[0] for part in near.split(_BLOCK)]
-                    yield list(zip(near.tolist(), torch.cat(exact).tolist(), strict=True))
+        mask = None if keep is None else np.where(keep.numpy(), np.float32(0), np.float32(-np.inf))  # [m]
+        for block in queries.split(_QUERIES):
+            for query, near in zip(block, self._near(block, k, rows, mask), strict=True):
+                scores = [self._scores(query, part) for part in near.split(_BLOCK)]
+                yield list(zip(near.tolist(), np.concatenate(scores).tolist(), strict=True))
 
-    def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
-        """Return the float32 scores `[n, k]` of `[n, d]` queries and their own `[n, k]` rows."""
-        # in NumPy, which stays in this thread: for arrays of this size, waking others costs more than they save
-        vectors = self.take(rows).numpy().astype(np.float64)  # [n, k, d]
-        vectors *= queries.double().numpy()[:, None]
-        return torch.from_numpy(vectors.sum(-1).astype(np.float32))
+    def _near(self, queries: Tensor, k: int, rows: int, mask: npt.NDArray[np.float32] | None) -> list[Tensor]:
+        """Return, per row of `[n, d]` queries, the rows whose float32 product may be that of one of the k best."""
+        # in NumPy but for the products: it stays in this thread, and waking others costs more than they save here
+        error = torch.linalg.vector_norm(queries, dim=1).numpy() * np.float32(self.longest * _error(self.width))  # [n]
+        best = np.full((len(queries), k), -np.inf, np.float32)  # [n, k]
+        near: list[list[npt.NDArray[np.int64]]] = [[] for _ in queries]
+        step = _HELD // len(queries)
+        for start in range(0, rows, step):
+            end = min(start + step, rows)
+            group = min(_GROUP, max(1, (end - start) // (8 * k)))
+            products = self._products(queries, start, end, group)  # [n, m]
+            if mask is not None:
+                products[:, : end - start] += mask[start:end]
+            grouped = products.reshape(len(queries), group, -1)  # [n, g, m / g]: maxima of long vectors are fast
+            maxima = grouped.max(1)  # [n, m / g]
+            # these belong to different rows, so that at least k rows have products as good as the k-th best of them
+            best = np.partition(np.concatenate([best, maxima], 1), -k, 1)[:, -k:]
+            floors = np.maximum(best[:, 0] - error - _TINY, _LOWEST)  # [n]
+            for i, floor in enumerate(floors):
+                groups = (maxima[i] >= floor).nonzero()[0]
+                turns, places = (grouped[i][:, groups] >= floor).nonzero()
+                near[i].append(start + turns * maxima.shape[1] + groups[places])
+        return [torch.from_numpy(np.concatenate(parts)) for parts in near]
 
-    def _products(self, queries: Tensor, rows: int) -> Tensor:
-        whole = -(-rows // _GROUP) * _GROUP
-        scores = torch.empty((len(queries), whole), dtype=torch.float32, device="cpu")  # [n, m]
-        scores[:, rows:] = -torch.inf
-        matrix = self._view(rows)
+    def _scores(self, query: Tensor, rows: Tensor) -> npt.NDArray[np.float32]:
+        """Return the float32 scores `[k]` of a query `[d]` and `[k]` rows."""
+        vectors = self.take(rows).numpy().astype(np.float64)  # [k, d]
+        vectors *= query.numpy()
+        return vectors.sum(-1).astype(np.float32)
+
+    def _products(self, queries: Tensor, start: int, end: int, group: int) -> npt.NDArray[np.float32]:
+        """Return the products `[n, m]` of `[n, d]` queries with these rows, padded with -inf to whole groups."""
+        count = end - start
+        products = torch.empty((len(queries), -(-count // group) * group), dtype=torch.float32, device="cpu")  # [n, m]
+        products[:, count:] = -torch.inf
+        matrix = self._view(end)[start:]
         # written with out=, which autocast leaves in float32
         if self.dtype == "float32":
-            torch.mm(queries, matrix.T, out=scores[:, :rows])
+            torch.mm(queries, matrix.T, out=products[:, :count])
         else:
-            for start in range(0, rows, _BLOCK):
-                piece = matrix[start : start + _BLOCK].float()
-                torch.mm(queries, piece.T, out=scores[:, start : start + len(piece)])
-        return scores
+            for at in range(0, count, _BLOCK):
+                piece = matrix[at : at + _BLOCK].float()
+                torch.mm(queries, piece.T, out=products[:, at : at + len(piece)])
+        return products.numpy()
 
     def _view(self, rows: int) -> Tensor:
         # views are made per call and never kept: `resize` below may move the memory under them
@@ -191,14 +202,11 @@ class Matrix:
             self._values = grown
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k best of `[n, m]` scores and their columns; m is a whole number of groups."""
-    n, m = scores.shape
-    if n == 1:
-        return scores.topk(k)
-    grouped = scores.view(n, m // _GROUP, _GROUP)
-    # the k best values lie in the k groups with the best maxima
-    groups = grouped.amax(-1).topk(min(k, m // _GROUP)).indices  # [n, k]
-    inside = grouped.gather(1, groups.unsqueeze(-1).expand(-1, -1, _GROUP)).flatten(1)
-    values, at = inside.topk(k)
-    return values, groups.gather(1, at // _GROUP) * _GROUP + at % _GROUP
+def _error(width: int) -> float:
+    """Return twice the worst error of a float32 product of unit vectors, the last rounding included."""
+    try:
+        precise = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # somebody set the precision backend by backend
+        precise = False
+    # else torch may take the factors as bfloat16, where the processor is faster at that
+    return (width + 2) * 2.0**-22 + (0.0 if precise else 2.0**-6)
