@@ -41,8 +41,8 @@ class Joint(Objective):
         self, *objectives: Objective, weights: Sequence[float] | None = None, turns: int | None = None
     ) -> None:
         factors = [1.0] * len(objectives) if weights is None else [float(weight) for weight in weights]
-        few = len(objectives) < 2 or (turns is not None and turns < 1)
-        if few or len(factors) != len(objectives) or min(factors) <= 0:
+        idle = turns is not None and turns < 1
+        if len(objectives) < 2 or len(factors) != len(objectives) or min(factors) <= 0 or idle:
             raise ConfigError(
                 f"Joint takes two objectives or more, a weight above 0 for each, and turns >= 1 or None, got "
                 f"{len(objectives)} objectives, weights={weights} and turns={turns}"
