@@ -12,7 +12,7 @@ from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 BATCH = [*EXAMPLES[:3], Example("Which key is lost ?", ["the key of clerk 12 and of clerk 7"])]
 
 
-def slow(rag, batch, rows, *, direction, normalisation, tau_s, tau_t):
+def slow(rag, batch, rows, *, direction, normalisation, tau_s, tau_t, loop=False):
     """The formulas, one document and one token at a time, in Python's floats."""
     generator, losses = rag.generator, []
     for example, documents in zip(batch, rows, strict=True):
@@ -24,11 +24,13 @@ def slow(rag, batch, rows, *, direction, normalisation, tau_s, tau_t):
             ]
             teacher = []
             for document in documents:
-                prompt = generator.prompt_ids(rag.prompt.render(example.question, [document]))
+                read = [other for other in documents if other is not document] if loop else [document]
+                prompt = generator.prompt_ids(rag.prompt.render(example.question, read))
                 logits = generator.model(torch.tensor([prompt + target])).logits[0].double()
                 tokens = [torch.log_softmax(logits[len(prompt) + t - 1], -1)[id] for t, id in enumerate(target)]
                 total = float(sum(tokens))
-                teacher.append((total / len(target) if normalisation == "mean" else total) / tau_t)
+                total = total / len(target) if normalisation == "mean" else total
+                teacher.append((-total if loop else total) / tau_t)
         p, t = ([math.exp(x) / sum(math.exp(y) for y in row) for x in row] for row in (student, teacher))
         if direction == "reverse":
             p, t = t, p
@@ -47,11 +49,26 @@ def test_the_loss_is_its_formula(direction, normalisation, tau_t):
     assert objective(BATCH)["loss"].item() == pytest.approx(sum(expected) / len(BATCH), rel=1e-3, abs=1e-6)
 
 
-def test_the_default_temperature_belongs_to_the_similarity():
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(("normalisation", "tau_t"), [("sum", 1.0), ("mean", 0.1)])
+def test_leaving_a_document_out_is_its_formula(direction, normalisation, tau_t):
     rag = tiny_system(kind="bert")
-    assert LSR(rag).temperature == 0.05
-    rag.dense.encoder.model.similarity_fn_name = "dot"
-    assert LSR(rag).temperature == 1.0
+    objective = LSR(rag, k=4, target="leave_one_out", direction=direction, normalisation=normalisation)
+    rows = [row[:n] for row, n in zip(objective.find(BATCH), (4, 2, 3, 4), strict=True)]
+    objective.candidates = lambda batch: rows
+    expected = slow(
+        rag, BATCH, rows, direction=direction, normalisation=normalisation, tau_s=0.05, tau_t=tau_t, loop=True
+    )
+    loss = objective(BATCH)["loss"]
+    assert loss.item() == pytest.approx(sum(expected) / len(BATCH), rel=1e-3, abs=1e-6)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in objective.trainable().values())
+
+
+def test_the_default_temperature_is_the_systems():
+    rag = tiny_system(kind="bert")
+    assert LSR(rag).temperature == rag.temperature == 0.05
+    assert LSR(RAGSystem(retriever=rag.dense, generator=rag.generator, temperature=0.7)).temperature == 0.7
 
 
 def test_long_documents_cost_no_token_of_the_answer():
@@ -156,6 +173,20 @@ def test_what_a_checkpoint_remembers_is_not_asked_again():
     assert again.scorer.misses == 16
 
 
+def test_a_teacher_that_is_being_trained_is_asked_anew_and_without_dropout():
+    """As in `Joint`, where the generator is in training mode, and another one after every step."""
+    rag = tiny_system(kind="bert", dropout=0.5)
+    objective = LSR(rag, k=4)
+    documents = objective.find(BATCH)
+    calm = objective.teacher_scores(BATCH, documents)
+    rag.generator.model.train()
+    assert torch.equal(objective.teacher_scores(BATCH, documents), calm)
+    assert (objective.scorer.misses, objective.scorer.hits) == (16, 0)
+    assert rag.generator.model.training
+    assert objective(BATCH)["loss"].requires_grad
+    assert all(p.grad is None for p in rag.generator.model.parameters())
+
+
 def test_training_the_query_tower_leaves_the_index_valid(tmp_path):
     rag = tiny_system(kind="bert")
     written = rag.dense.store.fingerprint
@@ -193,6 +224,7 @@ def test_settings_are_checked():
         ({"k": 1}, "at least 2, got 1"),
         ({"train": "all"}, "train='all'"),
         ({"direction": "backward"}, "direction='backward'"),
+        ({"target": "attention"}, "target='attention'"),
         ({"normalisation": "average"}, "normalisation='average'"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature=-1.0"),

@@ -12,7 +12,7 @@ from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.marginal import rag_sequence, rag_token
 from fedrag.ops.modes import evaluating, only_training
 from fedrag.ops.similarity import all_pairs, own_candidates
-from fedrag.ops.targets import entropy, likelihood, one_hot, posterior, token_posterior
+from fedrag.ops.targets import entropy, leave_one_out, likelihood, one_hot, posterior, token_posterior
 
 numbers = st.floats(-20, 20, allow_nan=False, width=32)
 rows = st.lists(numbers, min_size=2, max_size=6)
@@ -46,7 +46,7 @@ def test_targets_are_distributions_without_gradient():
     scores = torch.randn(3, 4, requires_grad=True)
     logprobs = torch.randn(3, 4, requires_grad=True)
     tokens = torch.randn(3, 4, 5, requires_grad=True)
-    for target in (likelihood(logprobs, 0.1), posterior(scores, logprobs)):
+    for target in (likelihood(logprobs, 0.1), leave_one_out(logprobs, 0.1), posterior(scores, logprobs)):
         assert not target.requires_grad
         torch.testing.assert_close(target.sum(-1), torch.ones(3))
     assert not token_posterior(scores, tokens).requires_grad
@@ -58,6 +58,15 @@ def test_likelihood_follows_the_temperature():
     logprobs = torch.tensor([[-1.0, -2.0]])
     assert likelihood(logprobs, 0.5)[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
     assert entropy(likelihood(logprobs, 1e6)).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_candidate_matters_as_much_as_the_answer_loses_without_it():
+    without = torch.tensor([[-1.0, -3.0, -torch.inf]])  # the third one is missing
+    t = leave_one_out(without, 0.5)
+    assert t[0].tolist() == pytest.approx([1 / (1 + math.exp(4)), 1 / (1 + math.exp(-4)), 0])
+    s = torch.tensor([[0.3, -0.4, -torch.inf]], requires_grad=True)
+    forward_kl(t, s).sum().backward()
+    torch.testing.assert_close(s.grad, s.detach().softmax(-1) - t)
 
 
 def test_own_candidates_are_inner_products_in_their_places():

@@ -7,6 +7,8 @@ P = softmax(s) and KL(t || P), the gradient is ∂loss/∂s = (P - t) / n, so me
 |------------------|-----------------------------------------------|---------------------------|
 | `one_hot`        | InfoNCE, multiple negatives ranking           | van den Oord 2018         |
 | `likelihood`     | LSR: REPLUG, RA-DIT, ATLAS' perplexity target | arXiv 2301.12652, 2310.01352, 2208.03299 |
+| `likelihood`     | distillation of a cross-encoder's scores      |                           |
+| `leave_one_out`  | LOOP                                          | arXiv 2208.03299          |
 | `posterior`      | RAG-Sequence, EMDR2 (retriever part), REALM   | arXiv 2005.11401, 2106.05346 |
 | `token_posterior`| RAG-Token                                     | arXiv 2005.11401          |
 
@@ -36,6 +38,14 @@ def likelihood(logprobs: Tensor, temperature: float = 1.0) -> Tensor:
     `logprobs` `[n, k]` may be sums over the answer's tokens or means; the temperature belongs to that choice.
     """
     return torch.softmax(logprobs.detach() / temperature, dim=-1)  # [n, k]
+
+
+def leave_one_out(logprobs: Tensor, temperature: float = 1.0) -> Tensor:
+    """softmax(-log p(y | q, all candidates but d_k) / temperature): how much the answer loses with each candidate.
+
+    `logprobs` `[n, k]` are those without candidate k.
+    """
+    return likelihood(torch.where(torch.isfinite(logprobs), -logprobs, -torch.inf), temperature)
 
 
 def posterior(scores: Tensor, logprobs: Tensor) -> Tensor:
