@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from fedrag import BM25, LSR, RALT, CausalLM, Contrastive, RAGSystem, RAGTrainer
+from fedrag.objectives.contexts import Mixture
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_llama, tiny_tokenizer
 
 MAKERS = {
-    "ralt": lambda rag: RALT(rag, gold_share=0.5),
+    "ralt": lambda rag: RALT(rag, contexts=Mixture(rag.dense.store, documents=3, gold=0.5, keep=True)),
     "ralt-rows": lambda rag: RALT(rag, documents_per_row=1),
     "lsr": lambda rag: LSR(rag, k=4),
     "lsr-both": lambda rag: LSR(rag, k=4, train="both"),
@@ -16,13 +17,16 @@ MAKERS = {
 }
 
 
-def run(make, folder, refresh, resume=None, system=tiny_system, **settings):
+def run(make, folder, refresh, resume=None, system=tiny_system, over_retrieve=1, **settings):
     """14 steps, 6 to an epoch, a checkpoint every 2; the weights and the losses at the end."""
     rag = system(kind="bert", dropout=0.2)
     args = arguments(
         folder, max_steps=14, save_strategy="steps", save_steps=2, logging_strategy="steps", logging_steps=1, **settings
     )
-    trainer = RAGTrainer(make(rag), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:5], args=args, refresh=refresh)
+    trainer = RAGTrainer(
+        make(rag), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:5], args=args, refresh=refresh,
+        over_retrieve=over_retrieve,
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     weights = {name: p.detach().clone() for name, p in rag.named_parameters().items()}
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -48,6 +52,15 @@ def test_resuming_is_never_having_stopped(name, refresh, steps, tmp_path):
         assert trainer.state.global_step == 14
         assert resumed == losses
         assert all(torch.equal(weights[place], again[place]) for place in weights)
+
+
+@pytest.mark.parametrize(("name", "refresh"), [("lsr", "never"), ("lsr-both", 3)])
+def test_resuming_with_more_documents_kept(name, refresh, tmp_path):
+    weights, losses, _ = run(MAKERS[name], tmp_path, refresh, over_retrieve=3)
+    again, resumed, _ = run(MAKERS[name], tmp_path / "again", refresh, str(tmp_path / "checkpoint-8"), over_retrieve=3)
+    assert resumed == losses
+    assert all(torch.equal(weights[place], again[place]) for place in weights)
+    assert losses != run(MAKERS[name], tmp_path / "plain", refresh)[1]
 
 
 def test_resuming_with_accumulation_and_evaluation(tmp_path):

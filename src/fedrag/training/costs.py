@@ -35,7 +35,7 @@ class Costs:
     def refreshed(self, before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> None:
         """Count a refresh; `before` and `now` hold the ids of every example's documents."""
         self._add("refreshes", 1)
-        shares = [len(set(ids) & set(before[key])) / len(ids) for key, ids in now.items() if key in before]
+        shares = [len(set(ids) & set(before[key])) / len(set(ids)) for key, ids in now.items() if key in before]
         if shares:
             self.numbers["candidates_kept"] = sum(shares) / len(shares)
 
