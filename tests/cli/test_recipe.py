@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from fedrag.cli.recipe import OBJECTIVES, Recipe, read_recipe
 from fedrag.cli.run import rehearse, run_recipe, trainer
 from fedrag.errors import ConfigError
+from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.ralt import RALT
 from fedrag.training.settings import default_arguments
 from systems import EXAMPLES, tiny_system
 
 GOOD = "system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages:\n  - objective: lsr\n"
+
+
+MIX = "  - objective: ralt\n    settings: {{contexts: {}}}\n"
 
 
 def read(folder, text):
@@ -35,6 +39,13 @@ def read(folder, text):
         (GOOD + "    settings: {train: neither}\n", "train: Input should be 'query' or 'both', got 'neither'"),
         (GOOD + "    settings: {temperature: .nan}\n", "temperature: Input should be a finite number"),
         (GOOD + "  - objective: ralt\n    settings: {shuffle: 3}\n", "stage 2: settings of ralt: shuffle"),
+        (
+            GOOD + MIX.format("{documents: 4, gold: 0.5, rndom: 1}"),
+            "contexts: unknown key 'rndom'; did you mean 'random'?",
+        ),
+        (GOOD + MIX.format("{documents: 4}"), "contexts: gold is missing"),
+        (GOOD + MIX.format("{documents: some, gold: 1}"), "contexts: documents: Input should be a valid integer"),
+        (GOOD + MIX.format("often"), "settings of ralt: contexts: Input should be a valid dictionary"),
         (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
         (GOOD + "    training: {learning_rate: fast}\n", "training: learning_rate: Input should be a valid number"),
         (GOOD + "  - objective: ralt\n    training: {save_strategy: x}\n", "stage 2: training: transformers refuses"),
@@ -139,6 +150,7 @@ def staged(folder, stages):
     [
         ("{objective: lsr, settings: {k: 1}}", "stage 2: LSR compares documents, so k must be at least 2, got 1"),
         ("{objective: ralt, learning_rates: {retriever: 0.1}}", "stage 2: learning_rates names"),
+        ("{objective: ralt, settings: {contexts: {documents: 0, gold: 1}}}", "stage 2: Mixture takes documents >= 1"),
         ("{objective: ralt, training: {label_smoothing_factor: 0.1}}", "stage 2: label_smoothing_factor"),
     ],
 )
@@ -156,6 +168,14 @@ def test_the_rehearsal_leaves_the_system_as_it_was(workplace):
     before = set(rag.named_parameters())
     rehearse(rag, recipe, EXAMPLES)
     assert set(rag.named_parameters()) == before  # LSR's second tower must not be there when the first stage trains
+
+
+def test_contexts_are_a_mixture_over_the_systems_store(workplace):
+    contexts = "{documents: [1, 4], gold: 0.5, random: 1, keep: true, apart: source}"
+    recipe = staged(workplace, MIX.format(contexts))
+    rag = tiny_system(kind="bert")
+    made = trainer(rag, recipe, 1, EXAMPLES, []).objective.contexts
+    assert made == Mixture(rag.dense.store, documents=[1, 4], gold=0.5, random=1, keep=True, apart="source")
 
 
 def test_what_a_stage_sets_lies_over_the_trainers_own_defaults(workplace):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedrag import RALT, Document, Example, RAGTrainer
+from fedrag.objectives.contexts import Mixture
 from fedrag.quickstart.facts import VALUES
 from fedrag.quickstart.loop import make_system
 from fedrag.quickstart.world import make_world
@@ -27,7 +28,8 @@ def test_a_changed_fact_changes_the_answer(tmp_path):
     rag.dense.store.remove(list(number))
     rag.add(documents, progress=False)
     settings = {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 10}
-    RAGTrainer(RALT(rag, k=1, gold_share=1.0), train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
+    objective = RALT(rag, k=1, contexts=Mixture(rag.dense.store, documents=1, gold=1.0))
+    RAGTrainer(objective, train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
 
     def ask(example: Example) -> str:
         where = {"field": "fact", "operator": "==", "value": number[example.positives[0]]}

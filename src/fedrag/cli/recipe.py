@@ -11,6 +11,7 @@ stages:                         # one after another, on the same system
     training: {num_train_epochs: 2, learning_rate: 1.0e-4}   # transformers' TrainingArguments
     refresh: epoch
   - objective: ralt
+    settings: {contexts: {documents: 4, gold: 0.8}}          # a Mixture, drawn anew at each step
 ```
 """
 
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from fedrag.errors import ConfigError
+from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.contrastive import Contrastive
 from fedrag.objectives.lsr import LSR
 from fedrag.objectives.objective import Objective
@@ -86,11 +88,23 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: " + "; ".join(_explain(cast(dict[str, Any], e)) for e in error.errors())) from None
     for number, stage in enumerate(recipe.stages, start=1):
         place = f"{path}: stage {number}"
-        takes = inspect.signature(OBJECTIVES[stage.objective], eval_str=True).parameters
-        types = {name: taken.annotation for name, taken in takes.items() if name not in ("rag", "exclude_ids")}
-        stage.settings = _typed(stage.settings, types, f"{place}: settings of {stage.objective}")
+        where = f"{place}: settings of {stage.objective}"
+        types = _settings(OBJECTIVES[stage.objective])
+        if "contexts" in types:
+            types["contexts"] = dict[str, Any]
+        stage.settings = _typed(stage.settings, types, where)
+        if "contexts" in stage.settings:
+            stage.settings["contexts"] = _typed(stage.settings["contexts"], _settings(Mixture), f"{where}: contexts")
+            if missing := {"documents", "gold"} - set(stage.settings["contexts"]):
+                raise ConfigError(f"{where}: contexts: {min(missing)} is missing, as in {{documents: 4, gold: 0.8}}")
         stage.training = _training(stage.training, f"{place}: training", measured=recipe.eval is not None)
     return recipe
+
+
+def _settings(made: type) -> dict[str, Any]:
+    """What a recipe may set of it, and the types."""
+    takes = inspect.signature(made, eval_str=True).parameters
+    return {name: taken.annotation for name, taken in takes.items() if name not in ("rag", "store", "exclude_ids")}
 
 
 def _typed(given: Mapping[str, Any], types: Mapping[str, Any], place: str) -> dict[str, Any]:

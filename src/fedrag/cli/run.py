@@ -11,6 +11,7 @@ from fedrag.cli.recipe import OBJECTIVES, Recipe, Stage
 from fedrag.data import read_examples
 from fedrag.errors import ConfigError
 from fedrag.evaluation import Report, evaluate
+from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.objective import Objective
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
@@ -73,7 +74,10 @@ def rehearse(rag: RAGSystem, recipe: Recipe, train: list[Example]) -> None:
 
 
 def _objective(rag: RAGSystem, stage: Stage, number: int) -> Objective:
+    settings = dict(stage.settings)
     try:
-        return OBJECTIVES[stage.objective](rag, **stage.settings)
+        if "contexts" in settings:
+            settings["contexts"] = Mixture(rag.dense.store, **settings["contexts"])
+        return OBJECTIVES[stage.objective](rag, **settings)
     except ConfigError as error:
         raise ConfigError(f"stage {number}: {error}") from None

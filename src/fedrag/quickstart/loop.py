@@ -25,6 +25,7 @@ import torch
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.evaluation import Report, evaluate
 from fedrag.generators.causal import CausalLM
+from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.lsr import LSR
 from fedrag.objectives.ralt import RALT
 from fedrag.prompts import Prompt
@@ -67,26 +68,22 @@ class Contexts:
         return [_ranked(self.documents[query][:k]) for query in queries]
 
 
-class Practice(RALT):
-    """RALT on one or four passages: half of the time a hard context with the gold one in it, else of the best eight.
+class Practice:
+    """One or four passages to train on: half of the time a hard context with the gold one in it, else of those found.
 
     The hard contexts follow the rule of the setting *gold among four*, with facts of training questions alone. Where
-    the gold passage is not among those retrieved, it takes the last one's place seven times in ten. Drawn at each step.
+    the gold passage is not among those found, it takes another one's place seven times in ten. Drawn at each step.
     """
 
     def __init__(self, rag: RAGSystem, world: World) -> None:
-        super().__init__(rag, k=8, gold_share=0.7)
+        self.found = Mixture(rag.dense.store, documents=(1, 4), gold=0.7, keep=True)
         self.known = replace(world, documents=world.documents[: len(world.train)], dev=(), test=())
 
-    def documents(self, batch: Sequence[Example]) -> list[list[Document]]:
-        """One or four documents per example."""
-        dice = random.Random(int(torch.randint(2**62, ())))
-        return [
-            gold_context(self.known, example, seed=dice.randrange(10**6))
-            if dice.random() < 0.5
-            else dice.sample(found, dice.choice((1, 4)))
-            for example, found in zip(batch, super().documents(batch), strict=True)
-        ]
+    def __call__(self, example: Example, retrieved: Sequence[Document], dice: random.Random, /) -> list[Document]:
+        """Draw the passages of one prompt."""
+        if dice.random() < 0.5:
+            return gold_context(self.known, example, seed=dice.randrange(10**6))
+        return self.found(example, retrieved, dice)
 
 
 class OnStrangers(RALT):
@@ -114,8 +111,8 @@ def make_system(world: World, seed: int) -> RAGSystem:
 
 
 def train_ralt(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
-    """RALT as `Practice` says."""
-    train(Practice(rag, world), world.train, steps=steps, seed=seed, rate=5e-3)
+    """RALT on the best eight passages, in contexts as `Practice` draws them."""
+    train(RALT(rag, k=8, contexts=Practice(rag, world)), world.train, steps=steps, seed=seed, rate=5e-3)
 
 
 def train_lsr(rag: RAGSystem, world: World, steps: int, seed: int) -> None:
