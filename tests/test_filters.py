@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -34,8 +35,15 @@ def oracle(where: dict, metadata: dict) -> bool:
     if not present:
         return False
 
+    def marked(a: Any) -> Any:
+        if isinstance(a, dict):
+            return {key: marked(part) for key, part in a.items()}
+        return (
+            [marked(part) for part in a] if isinstance(a, list) else ("true or false", a) if isinstance(a, bool) else a
+        )
+
     def same(a: Any, b: Any) -> bool:
-        return a == b if isinstance(a, bool) is isinstance(b, bool) else False
+        return marked(a) == marked(b)
 
     if op == "==":
         return same(found, value)
@@ -135,6 +143,27 @@ def test_a_key_with_dots_is_found_as_it_is() -> None:
 def test_lists_as_values_do_not_break_membership() -> None:
     assert compile_filter({"field": "tags", "operator": "in", "value": [["a"], "b"]})({"tags": ["a"]})
     assert not compile_filter({"field": "tags", "operator": "in", "value": {"a"}})({"tags": ["a"]})
+
+
+@pytest.mark.parametrize("one", [1, [1], [0, [1]], {"a": 1}, [{"a": [1]}]])
+def test_true_is_no_number_however_deep_it_lies(one: Any) -> None:
+    true = json.loads(json.dumps(one).replace("1", "true"))
+    real = json.loads(json.dumps(one).replace("1", "1.0"))
+    for operator, value in (("==", true), ("in", [true, "other"])):
+        keep = compile_filter({"field": "v", "operator": operator, "value": value})
+        assert [keep({"v": found}) for found in (true, one, real)] == [True, False, False]
+    for operator, value in (("!=", one), ("not in", [one])):
+        keep = compile_filter({"field": "v", "operator": operator, "value": value})
+        assert [keep({"v": found}) for found in (true, one, real)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "other", [[], [1], [1, 2, 3], [2, 1], {"a": 1}, {"a": 1, "b": 3}, {"a": 1, "c": 2}, "12", None]
+)
+def test_lists_and_dicts_are_equal_as_a_whole(other: Any) -> None:
+    for value in ([1, 2], {"a": 1, "b": 2}):
+        keep = compile_filter({"field": "v", "operator": "==", "value": value})
+        assert [keep({"v": value}), keep({"v": other})] == [True, False]
 
 
 @pytest.mark.parametrize(

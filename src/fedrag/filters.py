@@ -146,7 +146,13 @@ def _lookup(metadata: Mapping[str, Any], field: str) -> Any:
 
 
 def _same(found: Any, value: Any) -> bool:
-    """Equality as in JSON: Python's, except that True is not 1."""
+    """Equality as in JSON: Python's, except that True is not 1, however deep it lies."""
+    if isinstance(found, list) and isinstance(value, list):
+        left, right = cast(list[Any], found), cast(list[Any], value)
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(found, dict) and isinstance(value, dict):
+        mine, yours = cast(dict[str, Any], found), cast(dict[str, Any], value)
+        return mine.keys() == yours.keys() and all(_same(mine[key], yours[key]) for key in mine)
     return isinstance(found, bool) == isinstance(value, bool) and found == value
 
 
