@@ -4,10 +4,17 @@ import itertools
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from fedrag import CausalLM, DenseRetriever, Document, Example, MemoryStore, Prompt, RAGSystem, SentenceEncoder
+from fedrag.objectives.emdr2 import EMDR2
+from fedrag.objectives.marginal import RAGSequence, RAGToken
 from fedrag.ops.divergence import forward_kl, reverse_kl
 from fedrag.ops.marginal import rag_sequence, rag_token
 from fedrag.ops.targets import likelihood, one_hot, posterior, token_posterior
+from systems import EXAMPLES, tiny_system
+from tiny import tiny_llama, tiny_sentence_transformer
 
 N, K, T = 3, 5, 4
 CLOSE = {"rtol": 0, "atol": 1e-10}
@@ -102,3 +109,97 @@ def test_both_marginals_sum_to_one_over_all_answers():
         token += rag_token(scores, logprobs, mask).exp().item()
     assert sequence == pytest.approx(1, abs=1e-12)
     assert token == pytest.approx(1, abs=1e-12)
+
+
+MARGINALS = {
+    "sequence": lambda rag: RAGSequence(rag, k=K),
+    "sequence-both": lambda rag: RAGSequence(rag, k=K, train="both", chunk=2),
+    "token": lambda rag: RAGToken(rag, k=K, chunk=None),
+    "emdr2": lambda rag: EMDR2(rag, k=K),
+    "emdr2-token": lambda rag: EMDR2(rag, k=K, form="token"),
+}
+
+
+@pytest.mark.parametrize("name", MARGINALS)
+def test_objectives_move_towards_the_posterior(name):
+    """The whole way to the weights: the retriever by P - posterior, the generator by its documents' posteriors."""
+    rag = tiny_system(kind="bert")
+    rag.dense.encoder.double()
+    rag.generator.double()
+    objective = MARGINALS[name](rag)
+    batch = [*EXAMPLES[: N - 1], Example("Why ?", ["the key of clerk 12"])]
+    rows = [[hit.document for hit in row][:size] for row, size in zip(hits_of(rag, batch), (K, 2, 4), strict=True)]
+    objective.candidates = lambda _: rows
+    parameters = objective.trainable()
+    got = torch.autograd.grad(objective(batch)["loss"], list(parameters.values()), allow_unused=True)
+
+    scores = objective.prior_scores(batch, rows)
+    tokens, mask = objective.answer_logprobs(batch, rows)
+    if objective.form == "sequence":
+        share = posterior(scores, tokens.sum(-1))  # [n, k]
+        pull, weight = scores.detach().softmax(-1) - share, share.unsqueeze(-1)
+    else:
+        weight = token_posterior(scores, tokens) * mask.unsqueeze(1)  # [n, k, t]
+        pull = (scores.detach().softmax(-1).unsqueeze(-1) * mask.unsqueeze(1) - weight).sum(-1)
+    if isinstance(objective, EMDR2):
+        prompts = [rag.prompt_for(example.question, row) for example, row in zip(batch, rows, strict=True)]
+        told = rag.generator.logprobs(prompts, objective.answers(batch)).sum()
+    else:
+        told = (weight * tokens).sum()
+    finite = torch.where(torch.isfinite(scores), scores, 0.0)
+    surrogate = ((pull * finite).sum() - told) / N
+    expected = torch.autograd.grad(surrogate, list(parameters.values()), allow_unused=True)
+    for place, one, other in zip(parameters, got, expected, strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10, msg=lambda text, place=place: f"{place}: {text}")
+    assert max(float(one.abs().max()) for one in got) > 1e-3
+
+
+def hits_of(rag, batch):
+    rag.dense.refresh(progress=False)
+    return rag.retriever.retrieve([example.question for example in batch], K)
+
+
+WORDS = ["one", "two", "three"]
+
+
+def answering_system():
+    """A system whose generator knows an end token and three words."""
+    words = Tokenizer(models.WordLevel({"</s>": 0, **{word: n for n, word in enumerate(WORDS, 1)}}, unk_token="one"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    llama = tiny_llama(vocab=4, positions=64, pad_token_id=0, bos_token_id=None, eos_token_id=0).double()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")
+    store = MemoryStore()
+    rag = RAGSystem(
+        retriever=DenseRetriever(SentenceEncoder(tiny_sentence_transformer()), store),
+        generator=CausalLM(llama, tokenizer, max_new_tokens=4),
+        prompt=Prompt(template="{question} {documents}", document_template="{text}"),
+        temperature=0.3,
+    )
+    rag.dense.encoder.double()
+    rag.add([Document(text) for text in ("one two", "two two three", "three one", "two")], progress=False)
+    return rag
+
+
+@pytest.mark.parametrize("form", [RAGSequence, RAGToken])
+def test_objectives_give_all_answers_together_the_probability_one(form):
+    """Every answer of up to two words and its end, through the loss, and the rest: all that begins with three words."""
+    objective = form(answering_system(), k=4).eval()
+
+    def ask(words):
+        return [Example("three two", [" ".join(words)])]
+
+    total = 0.0
+    with torch.no_grad():
+        for length in range(3):
+            for words in itertools.product(WORDS, repeat=length):
+                total += torch.exp(-objective(ask(words))["loss"]).item()
+        assert 0.01 < total < 0.99
+        for words in itertools.product(WORDS, repeat=3):
+            batch = ask(words)
+            documents = objective.candidates(batch)
+            tokens, mask = objective.answer_logprobs(batch, documents)
+            assert mask.tolist() == [[True] * 4]
+            begun = objective.log_likelihood(objective.prior_scores(batch, documents), tokens[..., :3], mask[:, :3])
+            total += begun.exp().item()
+    assert total == pytest.approx(1, abs=1e-10)
