@@ -211,8 +211,37 @@ def test_a_base_that_trains_beside_its_adapters_is_saved_with_them(hub: str, tmp
     for parameter in lm.model.get_base_model().model.norm.parameters():
         parameter.requires_grad_(True)
         parameter.data.mul_(1.5)
+    names = trainable(lm)
     lm.save(tmp_path / "out")
-    assert scores(CausalLM.load(tmp_path / "out")) == scores(lm) != scores(CausalLM(hub))
+    again = CausalLM.load(tmp_path / "out")
+    assert scores(again) == scores(lm) != scores(CausalLM(hub))
+    assert trainable(again) == names == {*trainable(CausalLM(hub, lora=4)), "base_model.model.model.norm.weight"}
+    again.requires_grad_(False)  # as while another part is trained
+    again.save(tmp_path / "further")
+    assert trainable(CausalLM.load(tmp_path / "further")) == names
+    record = tmp_path / "out" / "fedrag_generator.json"
+    record.write_text(record.read_text().replace("model.norm", "model.gone"))
+    with pytest.raises(StoreError, match=r"model\.gone\.weight trains"):
+        CausalLM.load(tmp_path / "out")
+
+
+def test_nothing_of_what_was_saved_before_in_a_folder_is_read(hub: str, tmp_path: Path):
+    CausalLM(tiny_llama(seed=3), tiny_tokenizer(), lora=2).save(tmp_path / "out")
+    named = CausalLM(hub, lora=4)
+    step(named)
+    named.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "base").exists()
+    assert scores(CausalLM.load(tmp_path / "out")) == scores(named)
+    whole = CausalLM(tiny_llama(seed=4), tiny_tokenizer())
+    whole.save(tmp_path / "out")
+    assert scores(CausalLM.load(tmp_path / "out")) == scores(whole)
+    adapted = CausalLM(tmp_path / "out", lora=2)
+    step(adapted)
+    for _ in range(2):  # over the folder that it was itself read from
+        adapted.save(tmp_path / "out")
+        again = CausalLM.load(tmp_path / "out")
+        assert scores(again) == scores(adapted)
+        adapted = again
 
 
 def test_adapters_on_a_saved_system_bring_their_base_along(folder: Path, tmp_path: Path):
@@ -304,6 +333,6 @@ def test_folders_of_another_kind_or_time_are_refused(folder: Path, tmp_path: Pat
     lm = CausalLM(folder)
     lm.save(tmp_path / "out")
     settings = tmp_path / "out" / "fedrag_generator.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "format": 2}))
-    with pytest.raises(StoreError, match="format 2, this fedrag reads 1: update"):
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "format": 3}))
+    with pytest.raises(StoreError, match="format 3, this fedrag reads 2: update"):
         CausalLM.load(tmp_path / "out")

@@ -13,6 +13,7 @@ from fedrag.generators.record import Record, read_record, write_record
 RECORD = Record(
     dtype="bfloat16",
     tunable=False,
+    base_tunable=("model.norm.weight",),
     quantization={"quant_method": "bitsandbytes"},
     max_new_tokens=7,
     stop=("\n", "Ü"),
@@ -52,6 +53,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path: Path):
         ("dtype", "nn"),
         ("dtype", None),
         ("tunable", 1),
+        ("base_tunable", [1]),
         ("quantization", []),
         ("max_new_tokens", 0),
         ("max_new_tokens", True),
@@ -70,6 +72,18 @@ def test_wrong_values_are_refused_by_name(name: str, wrong: Any, tmp_path: Path)
     path = tmp_path / "fedrag_generator.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: wrong}))
     with pytest.raises(StoreError, match=name):
+        read_record(tmp_path)
+
+
+def test_the_first_format_is_read(tmp_path: Path):
+    write_record(tmp_path, RECORD)
+    path = tmp_path / "fedrag_generator.json"
+    written = json.loads(path.read_text())
+    del written["base_tunable"]
+    path.write_text(json.dumps({**written, "format": 1}))
+    assert read_record(tmp_path) == replace(RECORD, base_tunable=())
+    path.write_text(json.dumps({**written, "format": 3}))
+    with pytest.raises(StoreError, match=r"format 3.*update fedrag"):
         read_record(tmp_path)
 
 

@@ -37,16 +37,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedrag.errors import BudgetError, ConfigError, InputError
+from fedrag.generators import loading
 from fedrag.generators.decoding import Decoder, Mixed
-from fedrag.generators.loading import (
-    architecture,
-    count_positions,
-    end_ids,
-    find_tokenizer,
-    load_model,
-    read_quantization,
-    save_model,
-)
 from fedrag.generators.network import Network
 from fedrag.generators.record import Record, read_record, write_record
 from fedrag.generators.scoring import Pair, require_pairs, score
@@ -55,7 +47,8 @@ from fedrag.ops.fingerprint import Fingerprint
 
 
 class CausalLM(nn.Module):
-    """Generate from, and score with, a causal language model. `Generator`, `Scorer` and `Streamer` in one.
+    """Generate from, and score with, a causal language model. `Generator`, `MixtureGenerator`, `Scorer` and
+    `Streamer` in one.
 
     `model`: a name, a path, or a model of transformers or peft, with its `tokenizer` (found by itself for a name or
     path). `lora`: the rank of new adapters, or their `LoraConfig`. `quantization`: a configuration of transformers,
@@ -85,11 +78,11 @@ class CausalLM(nn.Module):
         batch_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        self._loaded = load_model(model, lora=lora, quantization=quantization, dtype=dtype, device=device)
+        self._loaded = loading.load_model(model, lora=lora, quantization=quantization, dtype=dtype, device=device)
         self.model: Any = self._loaded.model
         base = self._loaded.base
-        self.tokens = PromptTokenizer(tokenizer or find_tokenizer(model, base), chat=chat)
-        self.max_length = count_positions(base, self.tokens.tokenizer) if max_length is None else max_length
+        self.tokens = PromptTokenizer(tokenizer or loading.find_tokenizer(model, base), chat=chat)
+        self.max_length = loading.count_positions(base, self.tokens.tokenizer) if max_length is None else max_length
         self.max_new_tokens = max_new_tokens
         self.stop = _strings("stop", stop)
         self.batch_tokens = batch_tokens
@@ -102,8 +95,8 @@ class CausalLM(nn.Module):
                 raise ConfigError(f"{name}={value}: it must be at least 1")
         self._network = Network(base)
         self._weights = Fingerprint(self.model)
-        self._decoder = Decoder(self._network, self.tokens, frozenset((self.tokens.eos_id, *end_ids(base))))
-        self._tunable = tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        self._decoder = Decoder(self._network, self.tokens, frozenset((self.tokens.eos_id, *loading.end_ids(base))))
+        self._tunable = loading.trainable(self.model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -118,7 +111,7 @@ class CausalLM(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides a score: weights, active adapters, architecture, tokenizer, chat frame."""
-        parts = [self._weights(), self.tokens.fingerprint, *architecture(self._network.model)]
+        parts = [self._weights(), self.tokens.fingerprint, *loading.architecture(self._network.model)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def generate(
@@ -212,10 +205,13 @@ class CausalLM(nn.Module):
         """Write a folder that transformers (peft, for adapters) loads without fedrag, and `CausalLM.load` with it."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        # a trainer may have frozen for a while what was tunable when this was made
+        base_tunable = loading.outside_adapters(self.model, sorted(self._tunable | loading.trainable(self.model)))
         record = Record(
-            quantization=save_model(self._loaded, self.tokenizer, folder),
+            quantization=loading.save_model(self._loaded, self.tokenizer, folder, base_trains=bool(base_tunable)),
             dtype=str(self._loaded.base.dtype).removeprefix("torch."),
             tunable=bool(self._tunable),
+            base_tunable=base_tunable,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
             chat=self.tokens.chat,
@@ -234,7 +230,7 @@ class CausalLM(nn.Module):
         saved = read_record(Path(path))
         generator = cls(
             path,
-            quantization=read_quantization(saved.quantization, Path(path)),
+            quantization=loading.read_quantization(saved.quantization, Path(path)),
             dtype=saved.dtype,
             device=device,
             max_new_tokens=saved.max_new_tokens,
@@ -245,7 +241,8 @@ class CausalLM(nn.Module):
         )
         if not saved.tunable:
             generator.model.requires_grad_(False)
-            generator._tunable = ()
+        loading.unfreeze(generator.model, saved.base_tunable, Path(path))
+        generator._tunable = loading.trainable(generator.model)
         return generator
 
     def _plan(self, max_new_tokens: int | None, stop: Sequence[str] | None) -> tuple[int, tuple[str, ...]]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Generator
+import shutil
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,19 +100,26 @@ def load_model(
     return Loaded(network.eval(), source, quantization)
 
 
-def save_model(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any] | None:
-    """Write model and tokenizer into `folder`, which must exist; return the quantisation to read a bare base with."""
+def save_model(
+    loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base_trains: bool
+) -> dict[str, Any] | None:
+    """Write model and tokenizer into `folder`, which must exist; return the quantisation to read a bare base with.
+
+    `base_trains` tells that weights beside the adapters are not those of the hub.
+    """
     model: Any = loaded.model
     quantization = loaded.quantization
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)
+        (folder / _ADAPTER).unlink(missing_ok=True)  # of another model that was saved here before
         quantization = None  # the configuration of a whole model says it
-    elif not loaded.source or _base_trains(model):
+    elif not loaded.source or base_trains:
         with _base_inside(model):
             model.save_pretrained(str(folder), save_embedding_layers=False)
         loaded.base.save_pretrained(folder / _BASE, state_dict=_base_weights(model))
     else:  # the embeddings are those of the base; peft would ask the hub whether they are
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        shutil.rmtree(folder / _BASE, ignore_errors=True)  # of other adapters that were saved here before
     tokenizer.save_pretrained(folder)
     return quantization and quantization.to_dict()
 
@@ -124,6 +132,28 @@ def read_quantization(saved: dict[str, Any] | None, folder: Path) -> Any:
         raise StoreError(
             f"{folder} was quantised in a way that cannot be read ({error}); update transformers"
         ) from None
+
+
+def trainable(model: Any) -> set[str]:
+    """Return the names of the parameters that take a gradient."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def outside_adapters(model: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those `names` of parameters that are neither adapters nor copies made to train beside them."""
+    if not isinstance(model, PeftModel):
+        return ()
+    prefix = str(model.base_model.prefix)
+    return tuple(name for name in names if prefix not in name and "modules_to_save" not in name)
+
+
+def unfreeze(model: Any, names: Iterable[str], folder: Path) -> None:
+    """Let the parameters of these names train. Raises `StoreError` where the model read from `folder` has none such."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        if name not in parameters:
+            raise StoreError(f"{folder} says that {name} trains, its model has no such parameter; restore it")
+        parameters[name].requires_grad_(True)
 
 
 def architecture(base: Any) -> tuple[dict[str, Any], list[str]]:
@@ -216,13 +246,6 @@ def _require_bitsandbytes(quantization: Any) -> None:
         raise MissingExtraError(
             f"{type(quantization).__name__} needs bitsandbytes, which is not installed: pip install 'fedrag[quantised]'"
         )
-
-
-def _base_trains(model: PeftModel) -> bool:
-    prefix = str(model.base_model.prefix)
-    return any(
-        p.requires_grad and prefix not in name and "modules_to_save" not in name for name, p in model.named_parameters()
-    )
 
 
 def _base_weights(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ hand sooner or later, and a setting that silently fell back to its default would
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp())
 >>> record = Record(dtype="float32", tunable=True, quantization=None, max_new_tokens=64, stop=("\\n",), chat=False,
-...                 max_length=512, batch_tokens=16384)
+...                 max_length=512, batch_tokens=16384, base_tunable=())
 >>> write_record(folder, record)
 >>> read_record(folder) == record
 True
@@ -26,7 +26,7 @@ from fedrag.durable import replace_text
 from fedrag.errors import StoreError
 
 _FILE = "fedrag_generator.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Record:
     """Of the base model's weights, as torch names it."""
     tunable: bool
     """Whether training may move anything."""
+    base_tunable: tuple[str, ...]
+    """The parameters that train beside adapters; format 1 did not know them."""
     quantization: dict[str, Any] | None
     """Of the base that adapters were trained on; the configuration of a whole model says it itself."""
     max_new_tokens: int
@@ -68,8 +70,10 @@ def read_record(folder: Path) -> Record:
     version = values.pop("format", None)
     if not _is_count(version):
         raise StoreError(f"{path} is damaged, it names no format; restore the folder from a copy")
-    if version != _FORMAT:
+    if version > _FORMAT:
         raise StoreError(f"{path} has format {version}, this fedrag reads {_FORMAT}: update fedrag")
+    if version == 1:
+        values["base_tunable"] = []
     names = [field.name for field in fields(Record)]
     if set(values) != set(names):
         raise StoreError(f"{path} holds {sorted(values)}, it must hold {sorted(names)}; restore the folder from a copy")
@@ -79,12 +83,16 @@ def read_record(folder: Path) -> Record:
                 f"{path}: {name} is an impossible value of type {type(values[name]).__name__}; "
                 "restore the folder from a copy"
             )
-    values["stop"] = tuple(values["stop"])
+    values |= {name: tuple(values[name]) for name in ("stop", "base_tunable")}
     return Record(**values)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text for text in value)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _is_dtype(value: Any) -> bool:
@@ -95,9 +103,10 @@ def _is_dtype(value: Any) -> bool:
 _VALID: dict[str, Callable[[Any], bool]] = {
     "dtype": _is_dtype,
     "tunable": lambda value: isinstance(value, bool),
+    "base_tunable": _is_texts,
     "quantization": lambda value: value is None or isinstance(value, dict),
     "max_new_tokens": _is_count,
-    "stop": lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),  # pyright: ignore[reportUnknownVariableType]
+    "stop": _is_texts,
     "chat": lambda value: isinstance(value, bool),
     "max_length": _is_count,
     "batch_tokens": _is_count,
