@@ -22,6 +22,20 @@ class Remote:
         return [f"{prompt.count('clerk')} times" for prompt in prompts]
 
 
+class Foreign:
+    """An encoder that fulfils the protocol and no more: the length of a text is its vector."""
+
+    fingerprint = "length"
+
+    def encode_queries(self, texts):
+        return torch.tensor([[float(len(text))] for text in texts])
+
+    encode_documents = encode_queries
+
+    def parts(self):
+        return {}
+
+
 @pytest.fixture
 def rag():
     return tiny_system(kind="bert")
@@ -141,6 +155,9 @@ def test_only_parts_that_we_know_are_saved(rag, tmp_path):
         foreign = RAGSystem(retriever=rag.retriever, generator=generator)
         with pytest.raises(InputError, match=type(generator).__name__):
             foreign.save(tmp_path / "rag")
+    foreign = RAGSystem(retriever=DenseRetriever(Foreign(), MemoryStore()), generator=rag.generator)
+    with pytest.raises(InputError, match="the system has a Foreign, a MemoryStore and a CausalLM"):
+        foreign.save(tmp_path / "rag")
     assert not (tmp_path / "rag").exists()
 
 

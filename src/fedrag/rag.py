@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -187,13 +187,16 @@ class RAGSystem:
         `encoder/` loads with sentence-transformers, `generator/` with transformers and peft, without fedrag.
 
         Raises:
-            InputError: if a part is not one that fedrag can write (an encoder, a `CausalLM`, a `MemoryStore`).
+            InputError: if a part is not one that fedrag can write (a `SentenceEncoder`, a `CausalLM`, a `MemoryStore`).
         """
-        encoder, store, generator = self.dense.encoder, self.dense.store, self.generator
-        if not isinstance(store, MemoryStore) or not isinstance(generator, CausalLM):
+        encoder = cast(Any, self.dense.encoder)  # whatever fulfils the protocol may be there
+        store, generator = self.dense.store, cast(Any, self.generator)
+        known = isinstance(encoder, SentenceEncoder) and isinstance(generator, CausalLM)
+        if not known or not isinstance(store, MemoryStore):
             raise InputError(
-                f"save() writes a MemoryStore and a CausalLM, the system has a {type(store).__name__} and a "
-                f"{type(generator).__name__}; save those with their own libraries"
+                "save() writes a SentenceEncoder, a MemoryStore and a CausalLM, the system has a "
+                f"{type(encoder).__name__}, a {type(store).__name__} and a {type(generator).__name__}; save those with "
+                "their own libraries"
             )
         settings = bundle.Settings(self.top_k, self.prompt, self.reader, self.temperature)
 
