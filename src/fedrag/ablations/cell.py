@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,11 @@ class Cell:
 
     records: Mapping[str, Sequence[Record]] = field(repr=False)
     cost: Cost
+
+
+def cell_path(folder: Path, regime: str, seed: int) -> Path:
+    """Return the file of a cell: the regime's name in small letters and digits, and the seed."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', regime.lower()).strip('-')}-{seed}.json"
 
 
 def write_cell(path: Path, reports: Mapping[str, Report], cost: Cost, about: Mapping[str, Any]) -> None:

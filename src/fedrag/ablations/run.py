@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from fedrag.ablations.cell import Cell, Cost, forget_peak, memory, questions_hash, read_cell, write_cell
+from fedrag.ablations.cell import Cell, Cost, cell_path, forget_peak, memory, questions_hash, read_cell, write_cell
 from fedrag.ablations.result import Ablation
 from fedrag.errors import ConfigError, InputError
 from fedrag.evaluation import Report, evaluate
@@ -61,8 +60,8 @@ def ablation(
     Raises:
         ConfigError: if a saved cell was made with other settings or questions, or two regimes would share a file.
     """
-    files = {regime: re.sub(r"\W+", "-", regime.lower()).strip("-") for regime in regimes}
-    if len(set(files.values())) < len(files) or not files or not seeds:
+    files = {cell_path(Path(), regime, 0).name for regime in regimes}
+    if len(files) < len(regimes) or not files or not seeds:
         raise ConfigError(
             f"a grid takes at least one seed and one regime, each with a name of its own in letters and digits; "
             f"got the regimes {list(regimes)} and the seeds {list(seeds)}"
@@ -82,7 +81,7 @@ def ablation(
         for seed in seeds:
             for regime, train in regimes.items():
                 bar.set_postfix_str(f"{regime}, seed {seed}")
-                path = folder / f"{files[regime]}-{seed}.json"
+                path = cell_path(folder, regime, seed)
                 about = {"regime": regime, "seed": seed, **common, **dict((settings or {}).get(regime, {}))}
                 if not path.is_file():
                     reports, cost = _run(make, train, measure, seed)
