@@ -8,10 +8,13 @@ from sentence_transformers.sentence_transformer.losses import (
     DistillKLDivLoss,
     MultipleNegativesRankingLoss,
 )
+from sentence_transformers.util import mine_hard_negatives
 from trl import SFTConfig, SFTTrainer
 
 from fedrag import LSR, RALT, Contrastive, Example
-from systems import EXAMPLES, tiny_system
+from fedrag.objectives.mining import HardNegatives, mine
+from judges import tiny_cross_encoder
+from systems import DOCUMENTS, EXAMPLES, tiny_system
 from tiny import tiny_llama
 
 ROWS = [
@@ -76,6 +79,53 @@ def test_lsr_is_distill_kl_without_its_square_of_the_temperature(temperature):
     value = loss([model.preprocess(column) for column in texts], taught) / temperature**2
     ours = loss_and_gradient(objective(batch)["loss"], parameters)
     assert_same(ours, loss_and_gradient(value, parameters))
+
+
+def texts_mined_by_sentence_transformers(rag, examples, **settings):
+    """For each question, the texts of its negatives, out of the whole corpus, by the library's own function."""
+    pairs = [(e.question, d.text) for e in examples for d in rag.dense.store.get(e.positives)]
+    data = Dataset.from_dict({"question": [q for q, _ in pairs], "positive": [text for _, text in pairs]})
+    found = mine_hard_negatives(
+        data, rag.dense.encoder.model, corpus=[d.text for d in DOCUMENTS], output_format="labeled-pair",
+        verbose=False, **settings,
+    )  # fmt: skip
+    mined = {example.question: [] for example in examples}
+    for row in found:
+        if not row["label"]:
+            mined[row["question"]].append(row["positive"])
+    return [mined[example.question] for example in examples]
+
+
+@pytest.mark.parametrize("positives", [1, 2])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"ranks": (3, 9)}, {"range_min": 3, "range_max": 9}),
+        ({"margin": 0.05}, {"absolute_margin": 0.05}),
+        ({"relative_margin": 0.03}, {"relative_margin": 0.03}),
+        ({"max_score": 0.9}, {"max_score": 0.9}),
+        ({"ranks": (1, 12), "relative_margin": 0.01}, {"range_min": 1, "range_max": 12, "relative_margin": 0.01}),
+        ({"margin": 0.01, "max_score": 0.93}, {"absolute_margin": 0.01, "max_score": 0.93}),
+        # over the whole corpus: where a positive is not among the best, theirs looks at one document more
+        ({"judge": True, "ranks": (0, 23), "margin": 0.002}, {"range_max": 23, "absolute_margin": 0.002}),
+        (
+            {"judge": True, "ranks": (2, 23), "max_score": 0.2},
+            {"range_min": 2, "range_max": 23, "max_score": 0.2},
+        ),
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_mined_negatives_are_those_of_sentence_transformers(ours, theirs, positives):
+    rag = tiny_system(kind="bert")
+    examples = [Example(f"Which key has clerk {n} ?", positives=[f"d{n}", f"d{n + 3}"][:positives]) for n in range(20)]
+    judge = {"cross_encoder": tiny_cross_encoder()} if ours.get("judge") else {}
+    ours = {"per_example": 4, "draw": "top", "ranks": (0, 20), **{k: v for k, v in ours.items() if k != "judge"}}
+    theirs = {"num_negatives": 4, "range_max": 20, **theirs}
+    expected = texts_mined_by_sentence_transformers(rag, examples, **judge, **theirs)
+    mined = mine(rag, examples, HardNegatives(**judge, **ours), progress=False)
+    assert [[d.text for d in rag.dense.store.get(e.negatives)] for e in mined] == expected
+    assert any(expected)
 
 
 BATCH = [Example(f"Which key has clerk {n} ?", [answer]) for n, answer in enumerate("1209")]

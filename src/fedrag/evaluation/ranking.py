@@ -20,16 +20,13 @@ strictly falling scores and without its ids: neither ties nor odd characters in 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Collection, Sequence
 
 import pytrec_eval
-import regex
 
 from fedrag.errors import InputError
+from fedrag.ops.matching import whole_tokens
 
-# letters, digits and their marks in a row, or any one other visible character: the tokens of DPR's answer matching
-_TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 _CUTOFFS = (1, 5, 10, 20, 100)
 
 
@@ -79,17 +76,12 @@ def answer_recall(
     seen: dict[str, str] = {}  # the same passages come back for many queries
     rows: list[dict[str, float]] = []
     for ranking, golds in zip(passages, answers, strict=True):
-        wanted = [tokens for tokens in map(_tokens, golds) if tokens.strip()]
+        wanted = [tokens for tokens in map(whole_tokens, golds) if tokens.strip()]
         rank = depth + 1
         for place, passage in enumerate(ranking[:depth], start=1):
-            text = seen.get(passage) or seen.setdefault(passage, _tokens(passage))
+            text = seen.get(passage) or seen.setdefault(passage, whole_tokens(passage))
             if any(tokens in text for tokens in wanted):
                 rank = place
                 break
         rows.append({f"answer_recall@{k}": float(rank <= k) for k in cutoffs(depth)} if wanted else {})
     return rows
-
-
-def _tokens(text: str) -> str:
-    """Return the lower-case tokens with a space before, between and after, so that `in` matches whole tokens."""
-    return " " + " ".join(token.lower() for token in _TOKEN.findall(unicodedata.normalize("NFD", text))) + " "

@@ -5,19 +5,21 @@ InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with in-batch negati
 
     loss = 1/n Σ_q -log exp(s(q, d⁺)/τ) / Σ_{d in D} exp(s(q, d)/τ)
 
-Other positives of the same question are taken out of the sum, since they are no negatives.
+Other positives of the same question are taken out of the sum, since they are no negatives. Hard negatives, the
+documents that the retriever itself ranks high, join D when they are given (`Example.negatives`) or mined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedrag.errors import ConfigError, DataError
-from fedrag.objectives.objective import Objective, one_of
+from fedrag.objectives.mining import HardNegatives, Miner
+from fedrag.objectives.objective import Objective
+from fedrag.objectives.towers import Side, trained_side
 from fedrag.ops.divergence import forward_kl
 from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.similarity import all_pairs
@@ -31,7 +33,8 @@ class Contrastive(Objective):
 
     Requirements: a `DenseRetriever`; examples with at least one positive. Their documents come from the store.
 
-    Inputs per example: the question, one positive (drawn anew each time while training), all its negatives.
+    Inputs per example: the question, one positive (drawn anew each time while training), all its negatives, and
+    `mine.per_example` mined ones (drawn anew each time while training, the hardest when measured).
 
     Args:
         rag: the system.
@@ -40,6 +43,10 @@ class Contrastive(Objective):
         temperature: τ.
         chunk: encode this many texts at a time and hold no other activations (GradCache), so that the batch may be
             large; `None` encodes the batch at once.
+        mine: mine hard negatives from the store, with the encoder as it is, whenever the trainer refreshes candidates.
+
+    Logged: `batch_accuracy`, the share of questions whose positive scores best in the batch; with `mine`, `admitted`:
+    the mean number of documents that the guards leave to draw from.
 
     Relations: without negatives this is sentence-transformers' `MultipleNegativesRankingLoss(scale=1/τ)`, with
     `chunk` its cached form. The same divergence as `LSR`, from a one-hot target.
@@ -49,21 +56,20 @@ class Contrastive(Objective):
         self,
         rag: RAGSystem,
         *,
-        train: Literal["both", "query"] = "both",
+        train: Side = "both",
         temperature: float = 0.05,
         chunk: int | None = None,
+        mine: HardNegatives | None = None,
     ) -> None:
         if temperature <= 0 or (chunk is not None and chunk < 1):
             raise ConfigError(f"Contrastive takes temperature > 0 and chunk >= 1, got {temperature} and {chunk}")
-        one_of("train", train, ("both", "query"))
-        if train == "query":
-            rag.dense.encoder.untie()
-        super().__init__(rag, parts=["retriever/query" if train == "query" else "retriever/"], depth=0)
+        super().__init__(rag, parts=[trained_side(rag, train, "Contrastive")], depth=mine.ranks[1] if mine else 0)
         self.temperature = temperature
         self.chunk = chunk
+        self.miner = Miner(rag, mine) if mine else None
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
-        """The loss above, and the share of questions whose positive scores best in the batch."""
+        """The loss above, and the numbers to log."""
         encoder, store = self.rag.dense.encoder, self.rag.dense.store
         if bare := sum(not example.positives for example in batch):
             raise DataError(
@@ -71,7 +77,13 @@ class Contrastive(Objective):
                 "none: put document ids into Example.positives, or use LSR, which needs none"
             )
         own = [self._positive(example) for example in batch]
-        wanted = dict.fromkeys([*own, *(id for example in batch for id in example.negatives)])
+        drawn: list[str] = []
+        told: dict[str, float] = {}
+        if self.miner:
+            mined = [row[1:] for row in self.candidates(batch)]
+            told = {"admitted": sum(map(len, mined)) / len(batch)}
+            drawn = [document.id for row in mined for document in self._drawn(row, self.miner.guards)]
+        wanted = dict.fromkeys([*own, *(id for example in batch for id in example.negatives), *drawn])
         documents = store.get(list(wanted))
         size = self.chunk or max(len(batch), len(documents))
         queries = embed_in_pieces(encoder.encode_queries, [example.question for example in batch], size)  # [n, d]
@@ -82,7 +94,29 @@ class Contrastive(Objective):
         also = torch.tensor([[id in example.positives for id in ids] for example in batch], device=scores.device)
         scores = scores.masked_fill(also & ~positive, -torch.inf)
         best = positive.gather(1, scores.detach().argmax(-1, keepdim=True))
-        return {"loss": forward_kl(one_hot(positive), scores).mean(), "batch_accuracy": float(best.float().mean())}
+        loss = forward_kl(one_hot(positive), scores).mean()
+        return {"loss": loss, "batch_accuracy": float(best.float().mean()), **told}
+
+    def find(self, examples: Sequence[Example]) -> list[list[Document]]:
+        """The first positive of each example, so that no list is empty, and the negatives that are admitted."""
+        if self.miner is None:
+            return super().find(examples)
+        mined = self.miner.find(examples)
+        positives = self.rag.dense.store.get([example.positives[0] for example in examples])
+        return [[positive, *row] for positive, row in zip(positives, mined, strict=True)]
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The scores of a cross-encoder that guards the negatives."""
+        return self.miner.scorer.memory() if self.miner and self.miner.scorer is not None else {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+        if self.miner and self.miner.scorer is not None:
+            self.miner.scorer.recall(state)
+
+    def _drawn(self, admitted: Sequence[Document], guards: HardNegatives) -> list[Document]:
+        order = torch.randperm(len(admitted)) if self.training and guards.draw == "random" else range(len(admitted))
+        return [admitted[int(place)] for place in order[: guards.per_example]]
 
     def _encode(self, documents: Sequence[Document]) -> Tensor:
         return self.rag.dense.document_vectors(documents)

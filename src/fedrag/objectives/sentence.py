@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedrag.errors import ConfigError, DataError
 from fedrag.objectives.objective import Objective
+from fedrag.objectives.towers import sentence_encoder
 from fedrag.rag import RAGSystem
 from fedrag.types import Example
 
@@ -37,10 +38,11 @@ class SentenceLoss(Objective):
         *,
         labels: Callable[[Sequence[Example]], Tensor] | None = None,
     ) -> None:
+        encoder = sentence_encoder(rag.dense.encoder, "SentenceLoss")
         super().__init__(rag, parts=["retriever/"], depth=0)
-        made = loss(rag.dense.encoder.model)
-        encoder = set(rag.dense.encoder.parameters())
-        if any(parameter.requires_grad and parameter not in encoder for parameter in made.parameters()):
+        made = loss(encoder.model)
+        own = set(encoder.parameters())
+        if any(parameter.requires_grad and parameter not in own for parameter in made.parameters()):
             raise ConfigError(
                 f"{type(made).__name__} has weights of its own, which would be lost after training; "
                 "use a loss that trains the encoder alone, or freeze them (a guide model, say)"
