@@ -1,12 +1,26 @@
 """RAGSystem: room for the answer, closed book, filters, foreign parts, and folders that are not what they should be."""
 
 import json
+import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fedrag import BM25, DenseRetriever, Document, Example, MemoryStore, Prompt, RAGSystem, SentenceEncoder, evaluate
+from fedrag import (
+    BM25,
+    RALT,
+    DenseRetriever,
+    Document,
+    Example,
+    Hit,
+    MemoryStore,
+    Prompt,
+    RAGSystem,
+    SentenceEncoder,
+    evaluate,
+)
 from fedrag.errors import BudgetError, ConfigError, InputError, StaleIndexError, StoreError
 from systems import DOCUMENTS, EXAMPLES, tiny_system
 from tiny import tiny_sentence_transformer
@@ -109,6 +123,105 @@ def test_a_remote_generator_needs_no_tokens(rag):
     assert set(remote.named_parameters()) == {n for n in rag.named_parameters() if n.startswith("retriever/")}
 
 
+class Given:
+    """A retriever that finds what it was given, whatever the question."""
+
+    def __init__(self, hits):
+        self.hits = hits
+
+    def retrieve(self, queries, k, where=None):
+        return [self.hits[:k] for _ in queries]
+
+
+def ensemble(rag, hits=None, **settings):
+    retriever = rag.retriever if hits is None else Given(hits)
+    return RAGSystem(retriever=retriever, generator=rag.generator, reader="ensemble", **{"top_k": 3, **settings})
+
+
+@contextmanager
+def prompts_seen(generator):
+    """What goes through the model at the first step of each call, without padding."""
+    seen = []
+
+    def look(_module, _args, given):
+        if given["input_ids"].shape == given["attention_mask"].shape:
+            rows = zip(given["input_ids"].tolist(), given["attention_mask"].tolist(), strict=True)
+            seen.extend([id for id, real in zip(*row, strict=True) if real] for row in rows)
+
+    handle = generator.model.model.register_forward_pre_hook(look, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+def test_the_ensemble_reads_each_document_in_a_prompt_of_its_own(rag):
+    answer = ensemble(rag).query(QUESTION)
+    prompts = [rag.prompt_for(QUESTION, [hit.document]) for hit in answer.hits]
+    scores = torch.tensor([hit.score for hit in answer.hits], dtype=torch.float64)
+    weights = (scores / rag.temperature).softmax(-1).tolist()
+    assert answer.text == rag.generator.generate_mixture([prompts], [weights])[0] != rag.query(QUESTION).text
+    assert answer.prompt == prompts[0]
+    assert answer.read == tuple(hit.document.text for hit in answer.hits)
+    sharp = ensemble(rag, temperature=1e-6).query(QUESTION)
+    assert sharp.text == rag.query(QUESTION, k=1).text != answer.text
+
+
+def test_an_ensemble_of_one_or_none_is_the_plain_reader(rag):
+    for k in (0, 1):
+        one, plain = ensemble(rag).query(QUESTION, k=k), rag.query(QUESTION, k=k)
+        assert (one.text, ids(one.hits), one.prompt, one.read) == (
+            plain.text,
+            ids(plain.hits),
+            plain.prompt,
+            plain.read,
+        )
+        assert "".join(ensemble(rag).stream(QUESTION, k=k)) == plain.text
+
+
+def test_the_ensemble_reads_what_ralt_trains_on(rag):
+    rag.generator.max_length = 60  # some documents are shortened
+    rag.add([Document("The key of clerk 3 is lost . " * 9, id="long")], progress=False)
+    hits = [Hit(document, 0.5) for document in rag.dense.store.get(["d3", "long", "d4"])]
+    reader = ensemble(rag, hits)
+    with prompts_seen(rag.generator) as asked:
+        answer = reader.query(QUESTION)
+    assert len(asked) == 3
+    assert answer.read[1] != hits[1].document.text
+    assert rag.generator.tokens.decode(asked[0]).strip() == answer.prompt
+    with prompts_seen(rag.generator) as trained:
+        RALT(reader, documents_per_row=1).eval().loss([Example(QUESTION, ["9"])])
+    target = rag.generator.target_ids("9")
+    assert sorted(trained) == sorted([*prompt, *target] for prompt in asked)
+
+
+@pytest.mark.parametrize("scores", [[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [-math.inf] * 3], ids=["equal", "zero", "none"])
+def test_equal_scores_have_equal_shares(rag, scores):
+    hits = [Hit(document, score) for document, score in zip(DOCUMENTS, scores, strict=False)]
+    prompts = [rag.prompt_for(QUESTION, [hit.document]) for hit in hits]
+    answer = ensemble(rag, hits).query(QUESTION)
+    assert answer.text == rag.generator.generate_mixture([prompts], [[1, 1, 1]])[0]
+    assert ensemble(rag, hits[::-1]).query(QUESTION).text == answer.text
+
+
+def test_a_hit_without_a_score_has_no_voice(rag):
+    hits = [Hit(document, 0.5) for document in DOCUMENTS[:2]]
+    loud = ensemble(rag, hits).query(QUESTION)
+    answer = ensemble(rag, [*hits, Hit(DOCUMENTS[5], -math.inf)]).query(QUESTION)
+    assert answer.text == loud.text
+    assert len(answer.read) == 3
+    with pytest.raises(InputError, match="weights"):
+        ensemble(rag, [Hit(DOCUMENTS[0], math.nan), *hits]).query(QUESTION)
+
+
+def test_a_generator_that_cannot_mix_is_refused_at_once(rag):
+    with pytest.raises(ConfigError, match=r"generate_mixture.*got a Remote: use reader='stuff'"):
+        RAGSystem(retriever=rag.retriever, generator=Remote(), reader="ensemble")
+    assert RAGSystem(retriever=rag.retriever, reader="ensemble").retrieve(QUESTION)
+    late = RAGSystem(retriever=rag.retriever, generator=Remote())
+    late.reader = "ensemble"
+    with pytest.raises(ConfigError, match="got a Remote"):
+        late.query(QUESTION)
+
+
 def test_any_retriever_will_do(rag, tmp_path):
     lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=rag.generator, top_k=2)
     assert ids(lexical.query("Which key has clerk 5 ?").hits)[0] == "d5"
@@ -184,6 +297,7 @@ def test_a_system_saved_before_there_were_readers_loads(rag, tmp_path):
     old = {name: value for name, value in json.loads(settings.read_text()).items() if name in OLD_SETTINGS}
     settings.write_text(json.dumps({**old, "format": 1}))
     again = RAGSystem.load(tmp_path)
+    assert (again.top_k, again.prompt) == (rag.top_k, rag.prompt)
     assert (again.reader, again.temperature) == ("stuff", 0.05)
 
 

@@ -1,28 +1,21 @@
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from fedrag.errors import BudgetError, ConfigError, InputError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Tokens
 from fedrag.types import Generator, Scorer, Streamer
-from tiny import TEXT, Kind, seeded, tiny_lfm2, tiny_llama, tiny_tokenizer
+from generating import forward_passes, generator, gpt2, mamba
+from tiny import TEXT, Kind, tiny_lfm2, tiny_llama
 
 WORDS = sorted(set(TEXT.split()))
 PROMPTS = ["The", "The capital of France is Paris . The capital of Italy is", "Who wrote the book in Rome ?", "12 keys"]
-
-
-def generator(kind: Kind = "bpe", *, model: Any = None, chat: bool = False, seed: int = 0, **settings: Any) -> CausalLM:
-    tokenizer = tiny_tokenizer(kind, chat=chat)
-    model = tiny_llama(vocab=len(tokenizer), seed=seed) if model is None else model
-    return CausalLM(model, tokenizer, **{"max_new_tokens": 12, **settings})
 
 
 @torch.no_grad()
@@ -36,30 +29,6 @@ def reference(lm: CausalLM, prompt: str, steps: int) -> str:
         ids.append(token)
         written.append(token)
     return lm.tokens.decode(written).strip()
-
-
-@contextmanager
-def forward_passes(lm: CausalLM) -> Iterator[list[int]]:
-    """Count the model's forward passes, by the number of rows in each."""
-    rows: list[int] = []
-    handle = lm.model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    yield rows
-    handle.remove()
-
-
-def gpt2() -> Any:
-    """Positions that are learnt, not rotated: a shift by padding shows."""
-    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=512, initializer_range=0.3)
-    config.bos_token_id, config.eos_token_id = 1, 2
-    return seeded(GPT2LMHeadModel, config)
-
-
-def mamba() -> Any:
-    return seeded(
-        MambaForCausalLM, MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=2)
-    )
 
 
 def test_it_is_generator_scorer_streamer_and_tokens():

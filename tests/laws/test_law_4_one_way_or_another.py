@@ -17,15 +17,22 @@ def plain(answers):
     return [(a.text, a.prompt, [(h.document.id, pytest.approx(h.score, abs=1e-5)) for h in a.hits]) for a in answers]
 
 
-def test_a_batch_answers_as_one_at_a_time_does():
+@pytest.fixture(params=["stuff", "ensemble"])
+def reader(request):
+    return request.param
+
+
+def test_a_batch_answers_as_one_at_a_time_does(reader):
     rag = tiny_system(kind="bert")
+    rag.reader = reader
     batch = rag.query_batch(QUESTIONS, batch_size=4)
     assert plain(batch) == plain([rag.query(question) for question in QUESTIONS])
     assert any(answer.text for answer in batch)
 
 
-def test_async_answers_as_sync_does_and_leaves_the_loop_free():
+def test_async_answers_as_sync_does_and_leaves_the_loop_free(reader):
     rag = tiny_system()
+    rag.reader = reader
 
     async def ask():
         ticks = 0
@@ -46,8 +53,9 @@ def test_async_answers_as_sync_does_and_leaves_the_loop_free():
     assert ticks > 10
 
 
-def test_a_stream_is_the_answer_in_pieces():
+def test_a_stream_is_the_answer_in_pieces(reader):
     rag = tiny_system()
+    rag.reader = reader
     for question in QUESTIONS:
         stream = rag.stream(question)
         answer = rag.query(question)
@@ -55,8 +63,9 @@ def test_a_stream_is_the_answer_in_pieces():
         assert [hit.document for hit in stream.hits] == [hit.document for hit in answer.hits]
 
 
-def test_the_order_of_documents_does_not_matter():
+def test_the_order_of_documents_does_not_matter(reader):
     there, back = tiny_system(), tiny_system()
+    there.reader = back.reader = reader
     back.dense.store.remove([document.id for document in DOCUMENTS])
     back.add(DOCUMENTS[::-1], progress=False)
     assert plain(there.query_batch(QUESTIONS)) == plain(back.query_batch(QUESTIONS))
@@ -77,10 +86,11 @@ def test_saving_and_loading_is_the_identity(lora, towers, tmp_path):
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
     rag.dense.refresh(progress=False)
+    rag.reader = "ensemble" if towers == 2 else "stuff"
     rag.save(tmp_path / "rag")
     again = RAGSystem.load(tmp_path / "rag")
     assert again.query_batch(QUESTIONS) == rag.query_batch(QUESTIONS)
-    assert (again.top_k, again.prompt) == (rag.top_k, rag.prompt)
+    assert (again.top_k, again.prompt, again.reader) == (rag.top_k, rag.prompt, rag.reader)
     assert again.dense.encoder.fingerprint == rag.dense.encoder.fingerprint
     assert list(again.dense.store.documents()) == list(rag.dense.store.documents())
     ours, theirs = rag.named_parameters(), again.named_parameters()
