@@ -6,6 +6,7 @@ import pytest
 
 from fedrag import RALT, Document, Example, RAGTrainer
 from fedrag.objectives.contexts import Mixture
+from fedrag.objectives.marginal import RAGSequence
 from fedrag.quickstart.facts import VALUES
 from fedrag.quickstart.loop import make_system
 from fedrag.quickstart.world import make_world
@@ -21,8 +22,31 @@ def tell_apart(world):
     return documents, number
 
 
-def test_a_changed_fact_changes_the_answer(tmp_path):
-    world = make_world(0, train=30, dev=1, test=8)
+class Findable(RAGSequence):
+    """RAG-Sequence whose candidates hold the gold passage, as those of a retriever that is any good would."""
+
+    def find(self, examples):
+        golds = (self.rag.dense.store.get(list(example.positives[:1])) for example in examples)
+        others = self.retrieve(examples, self.depth)
+        return [
+            [*gold, *(d for d in row if d.id != gold[0].id)][: self.depth]
+            for gold, row in zip(golds, others, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(0, train=30, dev=1, test=8)
+
+
+METHODS = {
+    "ralt": lambda rag: RALT(rag, k=1, contexts=Mixture(rag.dense.store, documents=1, gold=1.0)),
+    "rag-sequence": lambda rag: Findable(rag, k=3),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_changed_fact_changes_the_answer(method, world, tmp_path):
     rag = make_system(world, 0)
     documents, number = tell_apart(world)
     rag.dense.store.remove(list(number))

@@ -27,8 +27,9 @@ class Joint(Objective):
     `Joint(LSR(rag), Contrastive(rag))` moves the document tower by both losses.
 
     Args:
-        objectives: of one and the same system, with the same `exclude_ids`. Those with `train="query"` come first
-            where others train the encoder as a whole, since they give a one-tower encoder its query tower.
+        objectives: of one and the same system, with the same `exclude_ids` where they share documents. Those with
+            `train="query"` are made first where others train the encoder as a whole, since they give a one-tower
+            encoder its query tower.
         weights: w, one per objective; `None` is 1 for each.
         turns: train one objective at a time, for so many steps each; `None` sums them up at every step. Evaluation
             sums them up always.
@@ -50,9 +51,9 @@ class Joint(Objective):
         rag = objectives[0].rag
         if any(objective.rag is not rag for objective in objectives):
             raise ConfigError("Joint trains one system, and its objectives have several: make all with the same rag")
-        retrieving = [objective for objective in objectives if objective.depth]
-        exclude = retrieving[0].exclude_ids if retrieving else None
-        if any(objective.exclude_ids != exclude for objective in retrieving):
+        sharing = [objective for objective in objectives if objective.depth and objective.reranks]
+        exclude = sharing[0].exclude_ids if sharing else None
+        if any(objective.exclude_ids != exclude for objective in sharing):
             raise ConfigError(
                 "Joint retrieves once for all its objectives, and their exclude_ids differ: give all the same function"
             )
