@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from fedrag.ablations import Ablation, Column, ablation
+from fedrag.ablations import Ablation, Cell, Column, Cost, ablation
 from fedrag.ablations.cell import cell_path
 from fedrag.ablations.result import contrast_rows, markdown_table
 from fedrag.ablations.run import Measure, Regime
@@ -42,7 +42,8 @@ class Plan:
     """One grid: its regimes with the settings that decide their results, and what is shown of it.
 
     `pairs` are compared with each other in a family of their own, beside every regime with the baseline. `notes` makes
-    further Markdown of the finished grid.
+    further Markdown of the finished grid. Plans with the same `page` are published as one grid, whose columns begin
+    with each plan's `part`.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Plan:
     baseline: str = "frozen"
     pairs: Sequence[tuple[str, str]] = ()
     notes: Callable[[Ablation], str] | None = field(default=None)
+    page: str = ""
+    part: str = ""
 
     def cells(self) -> list[tuple[str, int]]:
         """Every regime of the first seed, then of the next."""
@@ -77,13 +80,13 @@ class Plan:
         )
 
 
-def main(plans: Callable[[Size], Sequence[Plan]], script: str, description: str) -> int:
-    """The command line of an experiment."""
+def main(plans: Callable[[Size], Sequence[Plan]], script: str, description: str, *, jobs: int = 2) -> int:
+    """The command line of an experiment; `jobs` is how many cells run at a time unless told otherwise."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--size", choices=("full", "quick", "tiny"), default="full", help="full is the default")
-    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each (default: 2)")
+    parser.add_argument("--jobs", type=int, default=jobs, help=f"cells at a time, one thread each (default: {jobs})")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: runs/evidence, or runs/evidence-SIZE)")
     parser.add_argument("--publish", type=Path, help="folder of the pages (default: docs/evidence; else OUT/pages)")
     parser.add_argument("--only", action="append", metavar="REGIME", help="these regimes only (may be repeated)")
@@ -106,9 +109,28 @@ def main(plans: Callable[[Size], Sequence[Plan]], script: str, description: str)
         print("\n".join(["these cells failed, and their logs tell why:", *failed]), file=sys.stderr)
         return 1
     pages = args.publish or (REPOSITORY / "docs" / "evidence" if args.size == "full" else out / "pages")
-    for plan in made:
-        print(publish(plan, plan.run(out, list(plan.regimes), plan.seeds), args.size, pages))
+    for page in dict.fromkeys(plan.page or plan.name for plan in made):
+        parts = [plan for plan in made if (plan.page or plan.name) == page]
+        found = [plan.run(out, list(plan.regimes), plan.seeds) for plan in parts]
+        print(publish(*(together(parts, found) if parts[0].page else (parts[0], found[0])), args.size, pages))
     return 0
+
+
+def together(plans: Sequence[Plan], grids: Sequence[Ablation]) -> tuple[Plan, Ablation]:
+    """Several grids of the same regimes as one: settings and columns begin with their part's name, costs add up."""
+    cells: dict[str, dict[int, Cell]] = {regime: {} for regime in plans[0].regimes}
+    for regime, seeds in cells.items():
+        for seed in plans[0].seeds:
+            each = [found.cells[regime][seed] for found in grids]
+            costs = [asdict(cell.cost) for cell in each]
+            cost = {name: sum(one[name] for one in costs) for name in costs[0]}
+            cost |= {name: max(one[name] for one in costs) for name in ("start_gib", "peak_gib")}
+            named = [(plan.part, cell.records) for plan, cell in zip(plans, each, strict=True)]
+            seeds[seed] = Cell(
+                {f"{part}: {s}": rows for part, records in named for s, rows in records.items()}, Cost(**cost)
+            )
+    columns = {f"{p.part}: {head}": (f"{p.part}: {c[0]}", c[1]) for p in plans for head, c in p.columns.items()}
+    return replace(plans[0], name=plans[0].page, columns=columns), Ablation(cells, plans[0].baseline)
 
 
 def narrowed(plan: Plan, regimes: Sequence[str] | None, seeds: Sequence[int] | None) -> Plan:

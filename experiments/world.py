@@ -8,6 +8,7 @@ can neither use a passage nor tell which one helps.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import grid
+import plain
 from grid import Plan, Size
 
 from fedrag.evaluation import Report
@@ -30,9 +32,10 @@ from fedrag.quickstart.training import train
 from fedrag.quickstart.world import World, make_world
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.lexical import BM25
-from fedrag.types import Example
+from fedrag.types import Document, Example
 
 SETTINGS = (loop.END_TO_END, loop.ENSEMBLE, loop.AMONG_FOUR)
+STEPS = {"full": 300, "quick": 100, "tiny": 20}
 UNSEEN = "end to end, answers never seen in training"
 COLUMNS = {
     "end to end": (loop.END_TO_END, "exact_match"),
@@ -53,6 +56,17 @@ class Stage:
     rates: Mapping[str, float] = field(default_factory=dict)
     refresh: int = 10
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Gold:
+    """Contexts of the gold passage alone."""
+
+    def __init__(self, world: World) -> None:
+        self.passages = {document.id: document for document in world.documents}
+
+    def __call__(self, example: Example, retrieved: Sequence[Document], dice: random.Random, /) -> list[Document]:
+        """The first positive."""
+        return [self.passages[example.positives[0]]]
 
 
 def practice(rag: RAGSystem, world: World) -> RALT:
@@ -95,11 +109,7 @@ def run(rag: RAGSystem, seed: int, *, stages: Sequence[Stage], world: World, exa
         elif stage.kind == "ask BM25":
             rag = loop.with_parts(rag, retriever=BM25(world.documents))
         elif stage.kind == "trl on gold passages":
-            from plain import sft
-
-            passages = {document.id: document for document in world.documents}
-            contexts = [[passages[example.positives[0]]] for example in examples]
-            sft(rag, examples, contexts, steps=stage.steps, rate=stage.rates["generator"], seed=seed)
+            plain.sft(rag, examples, Gold(world), steps=stage.steps, rate=stage.rates["generator"], seed=seed)
         else:
             rate = max(stage.rates.values())
             train(
@@ -171,7 +181,7 @@ def train_way(rag: RAGSystem, seed: int, *, stages: Sequence[Stage], size: Size)
 
 def plans(size: Size) -> list[Plan]:
     """One grid, all regimes."""
-    steps = {"full": 300, "quick": 100, "tiny": 20}[size]
+    steps = STEPS[size]
     found = ways(steps)
     joint = ("RALT, then LSR", "Joint(LSR, RALT)", "RALT, then alternating", "contrastive, then RALT")
     return [
