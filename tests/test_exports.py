@@ -18,8 +18,11 @@ PUBLIC = {
     "records": ["Answer", "Document", "Example", "Hit", "Media"],
     "parts": ["BM25", "CausalLM", "DenseRetriever", "MemoryStore", "Prompt", "RAGSystem", "SentenceEncoder"],
     "data": ["documents_from", "examples_from", "read_documents", "read_examples", "split"],
-    "training": ["Contrastive", "LSR", "RALT", "RAGTrainer", "SentenceLoss"],
-    "evaluation": ["Report", "evaluate"],
+    "retriever objectives": ["Contrastive", "Distillation", "HardNegatives", "LSR", "SentenceLoss", "mine"],
+    "generator objectives": ["Mixture", "RALT", "Raft", "sft_rows"],
+    "joint objectives": ["EMDR2", "Joint", "RAGSequence", "RAGToken"],
+    "training": ["RAGTrainer"],
+    "evaluation": ["Ablation", "Report", "ablation", "evaluate"],
     "errors": ["FedRAGError"],
 }
 

@@ -9,14 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedrag.ablations import Ablation, ablation
     from fedrag.data import documents_from, examples_from, read_documents, read_examples, split
     from fedrag.encoders.sentence import SentenceEncoder
     from fedrag.errors import FedRAGError
     from fedrag.evaluation import Report, evaluate
     from fedrag.generators.causal import CausalLM
+    from fedrag.objectives.contexts import Mixture
     from fedrag.objectives.contrastive import Contrastive
+    from fedrag.objectives.distillation import Distillation
+    from fedrag.objectives.emdr2 import EMDR2
+    from fedrag.objectives.joint import Joint
     from fedrag.objectives.lsr import LSR
+    from fedrag.objectives.marginal import RAGSequence, RAGToken
+    from fedrag.objectives.mining import HardNegatives, mine
+    from fedrag.objectives.raft import Raft
     from fedrag.objectives.ralt import RALT
+    from fedrag.objectives.rows import sft_rows
     from fedrag.objectives.sentence import SentenceLoss
     from fedrag.prompts import Prompt
     from fedrag.rag import RAGSystem
@@ -29,58 +38,82 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ablation": "ablations",
     "Answer": "types",
     "BM25": "retrievers.lexical",
     "CausalLM": "generators.causal",
     "Contrastive": "objectives.contrastive",
     "DenseRetriever": "retrievers.dense",
+    "Distillation": "objectives.distillation",
     "Document": "types",
+    "EMDR2": "objectives.emdr2",
     "Example": "types",
     "FedRAGError": "errors",
+    "HardNegatives": "objectives.mining",
     "Hit": "types",
+    "Joint": "objectives.joint",
     "LSR": "objectives.lsr",
     "Media": "types",
     "MemoryStore": "stores.memory",
+    "Mixture": "objectives.contexts",
     "Prompt": "prompts",
-    "RALT": "objectives.ralt",
+    "RAGSequence": "objectives.marginal",
     "RAGSystem": "rag",
+    "RAGToken": "objectives.marginal",
     "RAGTrainer": "training.trainer",
+    "RALT": "objectives.ralt",
+    "Raft": "objectives.raft",
     "Report": "evaluation",
     "SentenceEncoder": "encoders.sentence",
     "SentenceLoss": "objectives.sentence",
+    "ablation": "ablations",
     "documents_from": "data",
     "evaluate": "evaluation",
     "examples_from": "data",
+    "mine": "objectives.mining",
     "read_documents": "data",
     "read_examples": "data",
+    "sft_rows": "objectives.rows",
     "split": "data",
 }
 
 __all__ = [
     "BM25",
+    "EMDR2",
     "LSR",
     "RALT",
+    "Ablation",
     "Answer",
     "CausalLM",
     "Contrastive",
     "DenseRetriever",
+    "Distillation",
     "Document",
     "Example",
     "FedRAGError",
+    "HardNegatives",
     "Hit",
+    "Joint",
     "Media",
     "MemoryStore",
+    "Mixture",
     "Prompt",
+    "RAGSequence",
     "RAGSystem",
+    "RAGToken",
     "RAGTrainer",
+    "Raft",
     "Report",
     "SentenceEncoder",
     "SentenceLoss",
+    "ablation",
     "documents_from",
     "evaluate",
     "examples_from",
+    "mine",
     "read_documents",
     "read_examples",
+    "sft_rows",
     "split",
 ]
 
