@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from fedrag import LSR, RALT, DenseRetriever, MemoryStore, RAGSystem, RAGTrainer, evaluate
+from fedrag.objectives.joint import Joint
+from fedrag.objectives.marginal import RAGSequence
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 
 
@@ -28,11 +30,20 @@ def system():
     return RAGSystem(retriever=retriever, generator=tiny.generator, top_k=2)
 
 
-def train_both(folder, rank, world):
-    """RALT, then LSR, each on a system of its own, made before there are ranks: only the first one saves models."""
-    systems = [system(), system()]
-    train("ralt", RALT(systems[0], shuffle=False), folder, rank, world)
-    train("lsr", LSR(systems[1], k=3, train="both"), folder, rank, world)
+MAKERS = {
+    "ralt": lambda rag, _: RALT(rag, shuffle=False),
+    "lsr": lambda rag, _: LSR(rag, k=3, train="both"),
+    # ranks read in chunks and twice, one process all at once: the same gradient
+    "rag-sequence": lambda rag, world: RAGSequence(rag, k=3, train="both", chunk=1 if world > 1 else None),
+    "joint": lambda rag, _: Joint(LSR(rag, k=3), RALT(rag, shuffle=False), turns=2),
+}
+
+
+def train_all(folder, rank, world):
+    """Each objective on a system of its own, made before there are ranks: only the first one saves models."""
+    systems = [system() for _ in MAKERS]
+    for (name, make), rag in zip(MAKERS.items(), systems, strict=True):
+        train(name, make(rag, world), folder, rank, world)
 
 
 def train(name, objective, folder, rank, world):
@@ -62,6 +73,6 @@ if __name__ == "__main__":
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    train_both(folder, rank, world)
+    train_all(folder, rank, world)
     if world > 1:
         torch.distributed.destroy_process_group()

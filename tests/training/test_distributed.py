@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from systems import EXAMPLES
-from two_ranks import train_both
+from two_ranks import MAKERS, train_all
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "two_ranks.py"
@@ -24,11 +24,11 @@ def folder(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
-    train_both(path, 0, 1)
+    train_all(path, 0, 1)
     return path
 
 
-@pytest.mark.parametrize("name", ["ralt", "lsr"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_ranks_agree_and_equal_one_process(name, folder):
     zero, one, alone = (load_file(folder / f"{name}-{at}.safetensors") for at in ("0of2", "1of2", "0of1"))
     for key in set(alone) - {"asked", "eval_loss"}:
@@ -38,7 +38,7 @@ def test_ranks_agree_and_equal_one_process(name, folder):
     assert torch.equal(zero["eval_loss"], one["eval_loss"])
 
 
-@pytest.mark.parametrize(("name", "sweeps"), [("ralt", 1), ("lsr", 2)])
+@pytest.mark.parametrize(("name", "sweeps"), [("ralt", 1), ("lsr", 2), ("rag-sequence", 2), ("joint", 2)])
 def test_rank_0_alone_retrieves_and_writes(name, sweeps, folder):
     zero, one, alone = (load_file(folder / f"{name}-{at}.safetensors") for at in ("0of2", "1of2", "0of1"))
     assert int(zero["asked"]) == int(alone["asked"]) == sweeps * len(EXAMPLES) + 2 * 5  # and two evaluations
