@@ -30,7 +30,7 @@ FLOORS: dict[int, list[set[str]]] = {
 }
 ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts in enumerate(rooms) for part in parts}
 LINES_PER_FILE = 280
-CODE_OF_CORE = 5_000  # lines of the core that are neither blank nor comment nor docstring: explaining is free
+CODE_OF_CORE = 5_500  # lines of the core that are neither blank nor comment nor docstring: explaining is free
 BESIDE_THE_CORE = {"evaluation"}  # below training, which reports with it, and no part of what trains
 LINES_OF_ALL = 14_000
 VAGUE = {"util", "utils", "helper", "helpers", "base", "manager", "managers"}
@@ -234,13 +234,13 @@ def test_a_file_too_long_is_found(tmp_path: Path) -> None:
 
 
 def test_a_core_too_large_is_found(tmp_path: Path) -> None:
-    files = {f"ops/part{number}.py": "x = 1\n" * 250 for number in range(20)}
+    files = {f"ops/part{number}.py": "x = 1\n" * 250 for number in range(22)}
     found = size_violations(write(tmp_path / "a", GOOD | files))
     assert len(found) == 1
-    assert found[0].startswith("floors 0 to 6: 50")
+    assert found[0].startswith("floors 0 to 6: 55")
     explained = {f"ops/part{number}.py": '"""What\nand why."""\n# how\n\n' * 60 for number in range(20)}
     assert size_violations(write(tmp_path / "c", GOOD | explained)) == []
-    files = {f"quickstart/part{number}.py": "x = 1\n" * 250 for number in range(20)}
+    files = {f"quickstart/part{number}.py": "x = 1\n" * 250 for number in range(22)}
     assert size_violations(write(tmp_path / "b", GOOD | files)) == []
 
 
