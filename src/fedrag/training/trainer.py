@@ -52,7 +52,7 @@ class RAGTrainer(Trainer):
             embedded anew first, which costs one pass over the store. A retriever that stays as it is finds the same,
             and is asked once. What it costs is in the log and in `train()`'s metrics: `fedrag.training.costs`.
         over_retrieve: keep this many times the documents that a step needs, rank them anew at each step with the
-            encoder as it is, and train on the best: most of what refreshing brings, without a search. Costs an encoding
+            encoder as it is, and train on the best: part of what refreshing brings, without a search. Costs an encoding
             of the batch's questions, and of all its kept documents where their side is trained.
         evaluator: makes the report behind the task metrics; `None` asks the system when it has a generator and the
             examples have answers, and measures retrieval alone otherwise.
