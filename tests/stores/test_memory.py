@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 pytest.register_assert_rewrite("stores.contract")
 
 from fedrag.errors import InputError, StoreError  # noqa: E402
+from fedrag.stores.matrix import DType  # noqa: E402
 from fedrag.stores.memory import MemoryStore  # noqa: E402
 from fedrag.types import Document  # noqa: E402
 from stores.contract import StoreContract, brute_force, ids_and_scores, some  # noqa: E402
@@ -123,8 +125,8 @@ def test_a_truncated_file_is_named_with_its_bytes(tmp_path: Path, name: str, cut
 def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
     saved(tmp_path / "s")
     about = version(tmp_path / "s") / "store.json"
-    about.write_text(json.dumps({"format": 2, "something": "new"}))
-    with pytest.raises(StoreError, match=r"format 2; .* up to 1: upgrade fedrag"):
+    about.write_text(json.dumps({"format": 3, "something": "new"}))
+    with pytest.raises(StoreError, match=r"format 3; .* up to 2: upgrade fedrag"):
         MemoryStore.open(tmp_path / "s")
 
 
@@ -137,6 +139,9 @@ def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
         {"longest": None},
         {"fingerprint": 3},
         {"files": {}},
+        {"crc32": {}},
+        {"crc32": ["vectors.bin", "documents.arrow"]},
+        {"format": 1},
         {"width": -8, "documents": -20},
         {"surplus": 1},
     ],
@@ -157,6 +162,44 @@ def test_a_description_that_is_none(tmp_path: Path, content: bytes) -> None:
         MemoryStore.open(tmp_path / "s")
 
 
+@pytest.mark.parametrize("name", ["vectors.bin", "documents.arrow"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_changed_bit_is_found_when_asked_for(tmp_path: Path, name: str, dtype: DType) -> None:
+    documents, vectors = some(20)
+    store = MemoryStore(dtype=dtype)
+    store.add(documents, vectors)
+    store.remove(["d3"])
+    store.save(tmp_path / "s")
+    assert list(MemoryStore.open(tmp_path / "s", verify=True).documents()) == list(store.documents())
+    path = version(tmp_path / "s") / name
+    whole = path.read_bytes()
+    assert f"{zlib.crc32(whole):08x}" in (path.parent / "store.json").read_text()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(StoreError, match=rf"{name} is damaged: .* restore the store from a copy or build it again"):
+            MemoryStore.open(tmp_path / "s", verify=True)
+
+
+def test_an_empty_store_has_checksums(tmp_path: Path) -> None:
+    MemoryStore().save(tmp_path / "s")
+    assert len(MemoryStore.open(tmp_path / "s", verify=True)) == 0
+
+
+def test_a_store_of_the_first_format_opens(tmp_path: Path) -> None:
+    store, documents, vectors = saved(tmp_path / "s")
+    about = version(tmp_path / "s") / "store.json"
+    said = json.loads(about.read_text()) | {"format": 1}
+    del said["crc32"]
+    about.write_text(json.dumps(said))
+    opened = MemoryStore.open(tmp_path / "s")
+    assert list(opened.documents()) == documents
+    assert opened.search(vectors, 5) == store.search(vectors, 5)
+    with pytest.raises(StoreError, match=r"store\.json holds no checksums .* save it again"):
+        MemoryStore.open(tmp_path / "s", verify=True)
+    opened.save(tmp_path / "s")
+    assert MemoryStore.open(tmp_path / "s", verify=True).search(vectors, 5) == store.search(vectors, 5)
+
+
 def test_documents_that_are_no_arrow_file(tmp_path: Path) -> None:
     saved(tmp_path / "s")
     path = version(tmp_path / "s") / "documents.arrow"
@@ -172,15 +215,16 @@ def test_a_damaged_folder_is_refused_or_harmless(tmp_path_factory: pytest.TempPa
     names = ["store.json", "vectors.bin", "documents.arrow", "../CURRENT"]
     path = version(folder) / data.draw(st.sampled_from(names))
     content = bytearray(path.read_bytes())
-    # what a changed bit in a mapped file means is not looked for: that would be to read all of it
-    if path.suffix in (".bin", ".arrow") or data.draw(st.booleans()):
+    # a changed bit in a mapped file is looked for when asked: that is to read all of it
+    verify = path.suffix in (".bin", ".arrow") and data.draw(st.booleans())
+    if (path.suffix in (".bin", ".arrow") and not verify) or data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     else:
         for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
             content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     try:
-        store = MemoryStore.open(folder)
+        store = MemoryStore.open(folder, verify=verify)
         found = list(store.documents())
     except StoreError as error:
         assert str(folder) in str(error)  # noqa: PT017

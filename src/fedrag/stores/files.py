@@ -2,18 +2,20 @@
 
 The folder changes in one step (`fedrag.durable`). Each version in it holds three files, whose names are fixed:
 
-    store.json        format version, counts, dtype, width, the encoder's fingerprint, the sizes of the other two
+    store.json        format version, counts, dtype, width, the encoder's fingerprint, sizes and CRC-32 of the other two
     vectors.bin       the matrix, row by row, little-endian float32 or bfloat16
     documents.arrow   ids, texts, metadata (JSON) and media: an Arrow IPC file, which any Arrow reader opens
 
-Nothing from a document ever becomes part of a path. Files are mapped, not read: opening takes milliseconds.
+Nothing from a document ever becomes part of a path. Files are mapped, not read: opening takes milliseconds, and sizes
+are all that it compares. The checksums, for which every byte must be read, are compared when asked for.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,10 +28,11 @@ from fedrag.errors import StoreError
 from fedrag.stores.matrix import STORED, DType, Matrix
 from fedrag.stores.table import SCHEMA, Table
 
-FORMAT = 1
-"""Raised whenever a version of fedrag writes what older ones cannot read."""
+FORMAT = 2
+"""Raised whenever a version of fedrag writes what older ones cannot read. Format 1, without checksums, is read."""
 
 _ABOUT, _VECTORS, _DOCUMENTS = "store.json", "vectors.bin", "documents.arrow"
+_PIECE = 1 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class About:
     longest: float
     fingerprint: str
     files: Mapping[str, int]
+    crc32: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,16 @@ def write(version: Path, content: Content) -> None:
         longest=matrix.longest if matrix is not None else 0.0,
         fingerprint=content.fingerprint,
         files={name: (version / name).stat().st_size for name in (_VECTORS, _DOCUMENTS)},
+        crc32={name: _crc32(version / name) for name in (_VECTORS, _DOCUMENTS)},
     )
     (version / _ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
 
 
-def read(version: Path) -> Content:
-    """Map what `write` wrote. Raises `StoreError`, which names the file, for anything missing, cut or newer."""
+def read(version: Path, *, verify: bool = False) -> Content:
+    """Map what `write` wrote. Raises `StoreError`, which names the file, for anything missing, cut or newer.
+
+    With `verify`, also for any changed bit.
+    """
     about = _about(version / _ABOUT)
     for name, size in about.files.items():
         path = version / name
@@ -87,6 +95,8 @@ def read(version: Path) -> Content:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise StoreError(f"{path} {state}, expected {size} bytes: restore the store from a copy or build it again")
+    if verify:
+        _compare(version, about)
     if about.files[_VECTORS] != about.documents * about.width * STORED[about.dtype].itemsize:
         raise StoreError(
             f"{version / _VECTORS} has {about.files[_VECTORS]} bytes, expected {about.documents} x {about.width} "
@@ -105,6 +115,28 @@ def read(version: Path) -> Content:
     values = np.asarray(np.memmap(version / _VECTORS, STORED[about.dtype], "c", shape=shape))
     matrix = Matrix(about.dtype, about.width, values=values, longest=about.longest)
     return Content(table, matrix, about.dtype, about.fingerprint)
+
+
+def _compare(version: Path, about: About) -> None:
+    if not about.crc32:
+        raise StoreError(
+            f"{version / _ABOUT} holds no checksums to verify, since an older fedrag wrote it: open the store without "
+            "verify and save it again"
+        )
+    for name, expected in about.crc32.items():
+        if (found := _crc32(version / name)) != expected:
+            raise StoreError(
+                f"{version / name} is damaged: its CRC-32 is {found}, expected {expected}; restore the store from a "
+                "copy or build it again"
+            )
+
+
+def _crc32(path: Path) -> str:
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            total = zlib.crc32(piece, total)
+    return f"{total:08x}"
 
 
 def _about(path: Path) -> About:
@@ -129,11 +161,11 @@ def _about(path: Path) -> About:
 
 
 def _complete(content: Mapping[str, Any]) -> bool:
-    files = content.get("files")
+    absent = {"crc32"} if content.get("format") == 1 else set[str]()
+    per_file = [content.get(name) for name in {"files", "crc32"} - absent]
     return (
-        content.keys() == About.__dataclass_fields__.keys()
-        and isinstance(files, dict)
-        and cast(dict[str, Any], files).keys() == {_VECTORS, _DOCUMENTS}
+        set(content) == set(About.__dataclass_fields__) - absent
+        and all(isinstance(of, dict) and set(cast(dict[str, Any], of)) == {_VECTORS, _DOCUMENTS} for of in per_file)
         and content["dtype"] in STORED
         and isinstance(content["fingerprint"], str)
         and isinstance(content["longest"], float)

@@ -58,13 +58,18 @@ class MemoryStore:
         self._folder: Path | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> MemoryStore:
-        """Map a saved store; changes stay in memory until `save`. Raises `StoreError` for a damaged or newer one."""
+    def open(cls, path: str | Path, *, verify: bool = False) -> MemoryStore:
+        """Map a saved store; changes stay in memory until `save`. Raises `StoreError` for a damaged or newer one.
+
+        Missing and cut files are always found. `verify=True` also finds changed bits, by checksum: for that it reads
+        every byte once, about a second per 2 GB in the page cache and as long as the disk takes otherwise. It is
+        not the default because a mapped store opens at once however big it is, and reads what a search touches.
+        """
         folder = Path(path)
         while True:
             version = current(folder)
             try:
-                content = files.read(version)
+                content = files.read(version, verify=verify)
                 break
             except (StoreError, FileNotFoundError):
                 if current(folder) == version:  # else another process saved meanwhile and cleared this version
