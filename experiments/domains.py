@@ -84,6 +84,7 @@ def plans(size: Size) -> list[Plan]:
                 for name, stages in found.items()
             },
             columns=COLUMNS,
+            compared=("end to end", "gold among four"),
             seeds=(0, 1, 2) if size == "full" else (0,),
         )
         for part in ("harbour", "clinic", "museum", FEW)

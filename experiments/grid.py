@@ -55,6 +55,7 @@ class Plan:
     settings: Mapping[str, Mapping[str, Any]]
     columns: Mapping[str, Column]
     seeds: Sequence[int]
+    compared: Sequence[str] = ()
     baseline: str = "frozen"
     pairs: Sequence[tuple[str, str]] = ()
     notes: Callable[[Ablation], str] | None = field(default=None)
@@ -130,7 +131,8 @@ def together(plans: Sequence[Plan], grids: Sequence[Ablation]) -> tuple[Plan, Ab
                 {f"{part}: {s}": rows for part, records in named for s, rows in records.items()}, Cost(**cost)
             )
     columns = {f"{p.part}: {head}": (f"{p.part}: {c[0]}", c[1]) for p in plans for head, c in p.columns.items()}
-    return replace(plans[0], name=plans[0].page, columns=columns), Ablation(cells, plans[0].baseline)
+    compared = [f"{plan.part}: {heading}" for plan in plans for heading in plan.compared]
+    return replace(plans[0], name=plans[0].page, columns=columns, compared=compared), Ablation(cells, plans[0].baseline)
 
 
 def narrowed(plan: Plan, regimes: Sequence[str] | None, seeds: Sequence[int] | None) -> Plan:
@@ -175,7 +177,7 @@ def run_cells(plans: Sequence[Plan], script: str, size: Size, out: Path, jobs: i
 
 def publish(plan: Plan, grid: Ablation, size: Size, folder: Path) -> str:
     """Write the tables as Markdown, all figures as JSON and a chart; return the tables as text."""
-    grid = replace(grid, columns=plan.columns)
+    grid = replace(grid, columns=plan.columns, compared=plan.compared)
     folder.mkdir(parents=True, exist_ok=True)
     tables = grid.tables()
     contrasts = grid.compare(plan.pairs) if plan.pairs else []

@@ -196,6 +196,7 @@ def plans(size: Size) -> list[Plan]:
             regimes={name: partial(train_way, stages=stages, size=size) for name, stages in found.items()},
             settings={name: {"size": size, "stages": [asdict(s) for s in stages]} for name, stages in found.items()},
             columns=COLUMNS,
+            compared=("end to end", "gold among four", "recall@1"),
             seeds=(0, 1, 2) if size == "full" else (0,),
             pairs=[(after, before) for after in joint for before in ("RALT", "LSR, taught by RALT's reader")],
         )

@@ -44,6 +44,8 @@ Column = tuple[str, str]
 
 Rows = list[tuple[str, ...]]
 
+_TRAINED = 0.1  # CPU seconds: what takes less was not trained, and a gain per minute would say nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
@@ -64,11 +66,13 @@ class Ablation:
     Attributes:
         columns: what is shown: by heading, a setting and a metric. Gains, costs and the means by seed are told for the
             first. As made, the first metric of every setting; `replace(grid, columns=...)` shows others.
+        compared: the headings of those columns in which differences are tested; none named is all.
     """
 
     cells: Mapping[str, Mapping[int, Cell]] = field(repr=False)
     baseline: str
     columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
+    compared: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -84,7 +88,7 @@ class Ablation:
         return {seed: _mean(_values(rows, metric)) for seed, rows in self._records(regime, setting).items()}
 
     def compare(self, pairs: Sequence[tuple[str, str]] | None = None) -> list[Contrast]:
-        """Compare regimes, each pair (after, before) in each column, p-values adjusted by Holm over all of them.
+        """Compare regimes, each pair (after, before) in each compared column, p-values adjusted by Holm over all.
 
         `None` compares every other regime with the baseline. A pair is compared in the settings that both have.
         Raises `ConfigError` where the two were asked other questions, or had other seeds.
@@ -95,7 +99,7 @@ class Ablation:
         found = [
             self._contrast(after, before, *column)
             for after, before in pairs
-            for column in self.columns.values()
+            for column in [self.columns[heading] for heading in self.compared or self.columns]
             if self._has(after, *column) and self._has(before, *column)
         ]
         adjusted = zip(found, holm([row.difference.p for row in found]), strict=True)
@@ -192,10 +196,11 @@ class Ablation:
     def _gain(self, regime: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> dict[str, float] | None:
         """What the first column gained over the baseline, and per unit of cost; `None` where nothing was trained."""
         first = next(iter(self.columns))
-        if baseline is None or regime is baseline or not (first in regime["metrics"] and first in baseline["metrics"]):
+        trained = baseline is not None and regime is not baseline and regime["cost"]["cpu_seconds"] > _TRAINED
+        if baseline is None or not trained or not (first in regime["metrics"] and first in baseline["metrics"]):
             return None
         gain = regime["metrics"][first]["mean"] - baseline["metrics"][first]["mean"]
-        minutes, gib = max(regime["cost"]["cpu_seconds"], 1e-3) / 60, max(regime["cost"]["peak_gib"], 1e-3)
+        minutes, gib = regime["cost"]["cpu_seconds"] / 60, regime["cost"]["peak_gib"]
         return {"gain": gain, "per_cpu_minute": gain / minutes, "per_gib": gain / gib}
 
 
