@@ -10,10 +10,12 @@ BIN := .venv/bin
 # One thread a process: the processes share the cores, and sums come out the same on every machine.
 QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help quickstart install test test-fast check doctest readme mutants bench
+EVIDENCE := real_text world domains efficiency
+
+.PHONY: help quickstart install test test-fast check doctest readme mutants bench evidence evidence-quick methods
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: .venv/.installed  ## ask, fine-tune, and see before and after (ARGS="--quick" for a short run)
 	$(BIN)/fedrag quickstart $(ARGS)
@@ -46,6 +48,16 @@ bench: .venv/.installed-dev  ## run every benchmark; the figures go to runs/benc
 	  name=$$(basename $$file .py); echo "== $$name" >&2; \
 	  $(BIN)/python $$file | tee runs/bench/$$name.json || failed=1; \
 	done; exit $$failed
+
+evidence: .venv/.installed-dev  ## run every experiment, resumable; tables and charts go to docs/evidence/
+	@set -e; for name in $(EVIDENCE); do $(BIN)/python experiments/$$name.py $(ARGS); done
+	$(BIN)/python scripts/methods.py
+
+evidence-quick: .venv/.installed-dev  ## the same in 15 minutes: fewer seeds, steps and questions, into runs/
+	@set -e; for name in $(EVIDENCE); do $(BIN)/python experiments/$$name.py --size quick $(ARGS); done
+
+methods: .venv/.installed-dev  ## write docs/methods.md anew from the objectives and the evidence
+	$(BIN)/python scripts/methods.py
 
 # pip runs again only when the list of dependencies has changed since the last time it ended well.
 .venv/bin/pip:
