@@ -3,9 +3,16 @@
 Claims, at 100,000 documents x 384 with texts of about 400 bytes:
 
     search_one    one query            / a bare torch matmul + top-k over the same matrix       <= 1.1
-    search_batch  NumPy argpartition   / 64 queries in one search                               >= 2.5
+    search_batch  NumPy argpartition   / 64 queries in one search                               >= 2.5, not met
     memory_*      growth of the process / (float32 matrix + UTF-8 texts), built and reopened    <= 1.3
     open          seconds to open the folder and answer the first query                         <  1
+
+The claim of `search_batch` cannot be met by an exact search that multiplies in float32: `numpy_over_product` says how
+many times the product of the queries with the matrix alone, without looking for the best, fits into NumPy's time, and
+that is less than 2.5 already. What can be had is the time of bare torch (`torch_over_batch` about 1), although search
+scores its candidates again in float64 and returns documents. `numpy_over_batch_medium` is the same search where
+`torch.set_float32_matmul_precision("medium")` lets torch multiply in bfloat16, which pays on processors with AMX; the
+hits are the same, since the candidates are chosen with room for that error.
 
 Each search variant runs once per round, in turning order, so that the machine's other work falls on all alike; ratios
 are taken within a round. Memory is that of a fresh process, before and after building or opening; before, a store of
@@ -89,11 +96,8 @@ def corpus(count: int, width: int) -> Iterator[tuple[list[Document], torch.Tenso
 def build(count: int, width: int, folder: Path) -> dict[str, float]:
     """Fill a store batch by batch, ask it once, save it."""
     load_libraries(width)
-    before, store, texts = memory(), MemoryStore(), 0
-    for documents, vectors in corpus(count, width):
-        store.add(documents, vectors)
-        texts += sum(len(document.text.encode()) for document in documents)
-    del documents, vectors
+    before, store = memory(), MemoryStore()
+    texts = fill(store, count, width)
     store.search(torch.ones(1, width), K)
     after = memory()
     began = time.perf_counter()
@@ -107,6 +111,15 @@ def build(count: int, width: int, folder: Path) -> dict[str, float]:
         "memory_peak_ratio": (after["peak"] - before["now"]) / raw,
         "save_seconds": saved,
     }
+
+
+def fill(store: MemoryStore, count: int, width: int) -> int:
+    """Add the corpus; return how many bytes its texts have."""
+    texts = 0
+    for documents, vectors in corpus(count, width):
+        store.add(documents, vectors)
+        texts += sum(len(document.text.encode()) for document in documents)
+    return texts
 
 
 def reopen(count: int, width: int, folder: Path) -> dict[str, float]:
@@ -130,8 +143,7 @@ def reopen(count: int, width: int, folder: Path) -> dict[str, float]:
 def load_libraries(width: int) -> None:
     """Use a small store once: what torch and pyarrow load on first use (40 MB of pandas) is no part of a store."""
     store = MemoryStore()
-    for documents, vectors in corpus(256, width):
-        store.add(documents, vectors)
+    fill(store, 256, width)
     store.search(torch.ones(1, width), K)
 
 
@@ -156,10 +168,20 @@ def search(folder: Path, rounds: int) -> dict[str, object]:
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
         np.take_along_axis(best, order, 1)
 
+    def medium() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            store.search(many, K)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     variants: dict[str, Callable[[], object]] = {
         "one": lambda: store.search(one, K),
         "one_torch": lambda: (one @ matrix.T).topk(K),
         "batch": lambda: store.search(many, K),
+        "batch_medium": medium,
+        "product": lambda: many @ matrix.T,
         "batch_torch": lambda: (many @ matrix.T).topk(K),
         "batch_numpy": brute,
     }
@@ -174,6 +196,8 @@ def search(folder: Path, rounds: int) -> dict[str, object]:
     return {
         "one_over_torch": spread(times["one"], times["one_torch"]),
         "numpy_over_batch": spread(times["batch_numpy"], times["batch"]),
+        "numpy_over_batch_medium": spread(times["batch_numpy"], times["batch_medium"]),
+        "numpy_over_product": spread(times["batch_numpy"], times["product"]),
         "torch_over_batch": spread(times["batch_torch"], times["batch"]),
         "milliseconds": {name: spread(values) for name, values in times.items()},
     }

@@ -4,9 +4,9 @@ Growing asks the allocator to extend the block (`realloc`, which moves memory pa
 a store built batch by batch needs no second copy at its peak. A matrix may also lie on a file mapped copy-on-write:
 replaced rows then live in memory and the file stays as it is.
 
-`nearest` finds candidates with one float32 product and then scores these again in float64, rounded to float32 at the
-end. A score therefore depends on its two vectors only, not on the batch or the place in the matrix, and equal
-vectors have equal scores.
+`nearest` finds candidates with one float32 product, all that its rounding error may have kept from the k best, and then
+scores these again in float64, rounded to float32 at the end. A score therefore depends on its two vectors only, not on
+the batch or the place in the matrix, and equal vectors have equal scores.
 
 >>> import torch
 >>> matrix = Matrix("float32", width=2)
