@@ -6,6 +6,7 @@ import torch
 from fedrag import LSR, RALT, Contrastive, Example, RAGTrainer
 from fedrag.errors import ConfigError, TrainingError
 from fedrag.objectives.joint import Joint
+from fedrag.objectives.mining import HardNegatives
 from fedrag.training.candidates import CandidateTable
 from systems import EXAMPLES, arguments, tiny_system
 
@@ -98,6 +99,24 @@ def test_a_part_that_finds_its_own_documents_gets_those(shared, tmp_path):
         for part, name in zip(parts, joint.names, strict=True):
             assert numbers[f"{name}_loss"] == pytest.approx(part(BATCH)["loss"].item(), rel=1e-6)
     assert joint.names == (["backwards", "ralt", "backwards2"] if shared else ["backwards", "backwards2"])
+
+
+def test_mined_negatives_stay_those_of_the_part_that_mines_them(tmp_path):
+    rag = tiny_system(kind="bert", top_k=2)
+    mining = Contrastive(rag, mine=HardNegatives(answer_match=False))
+    joint = Joint(RALT(rag, exclude_ids=lambda example: example.positives), mining)
+    expected = [[document.id for document in row] for row in mining.find(BATCH)]
+    seen = []
+
+    def watch(batch, loss=mining.loss):
+        seen.append([[document.id for document in row] for row in mining.candidates(batch)])
+        return loss(batch)
+
+    mining.loss = watch
+    joint(BATCH)
+    assert seen == [expected]
+    RAGTrainer(joint, train_dataset=EXAMPLES, args=arguments(tmp_path)).train()
+    assert len(seen) == 5
 
 
 def test_a_part_that_finds_nothing_is_told():
