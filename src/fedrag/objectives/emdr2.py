@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedrag.objectives.marginal import Marginal
 from fedrag.objectives.objective import ExcludeIds, one_of
+from fedrag.objectives.towers import Side
 from fedrag.ops.modes import evaluating
 from fedrag.rag import RAGSystem
 from fedrag.types import Document, Example
@@ -51,7 +52,7 @@ class EMDR2(Marginal):
         rag: RAGSystem,
         *,
         k: int = 8,
-        train: Literal["query", "both"] = "query",
+        train: Side = "query",
         temperature: float | None = None,
         form: Literal["sequence", "token"] = "sequence",
         exclude_ids: ExcludeIds | None = None,
