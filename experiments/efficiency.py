@@ -73,7 +73,7 @@ def plans(size: Size) -> list[Plan]:
     """One grid for readers, one for retrievers."""
     what = (__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ")
     seeds = (0, 1, 2) if size == "full" else (0,)
-    reading = {"steps": {"full": 200, "quick": 60, "tiny": 4}[size], "rate": 5e-3}
+    reading = {"steps": {"full": 150, "quick": 60, "tiny": 4}[size], "rate": 5e-3}
     finding = {name: dict(real_text.ways({"full": 200, "quick": 60, "tiny": 4}[size])[name]) for name in (
         "untrained", "contrastive", "sentence-transformers, plain")}  # fmt: skip
     readers = ("frozen", "RALT", "TRL SFT")

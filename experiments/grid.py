@@ -217,7 +217,7 @@ def publish(plan: Plan, grid: Ablation, size: Size, folder: Path) -> str:
 
 
 def chart(plan: Plan, grid: Ablation, content: Mapping[str, Any], path: Path) -> None:
-    """Draw the first columns with intervals and a dot per seed, and what the first one cost."""
+    """Draw the compared columns with intervals and a dot per seed, and what the first one cost."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -225,7 +225,7 @@ def chart(plan: Plan, grid: Ablation, content: Mapping[str, Any], path: Path) ->
     import matplotlib.pyplot as plt
 
     regimes: Mapping[str, Any] = content["regimes"]
-    shown = list(plan.columns)[:3]
+    shown = list(plan.compared or plan.columns)[:4]
     height = 1.2 + 0.32 * len(regimes)
     figure, axes = plt.subplots(1, len(shown) + 1, figsize=(3.2 * (len(shown) + 1), height), layout="constrained")
     places = {regime: -number for number, regime in enumerate(regimes)}
@@ -246,6 +246,7 @@ def chart(plan: Plan, grid: Ablation, content: Mapping[str, Any], path: Path) ->
             minutes = row["cost"]["cpu_seconds"] / 60
             last.plot(minutes, metric["mean"], "o", color="tab:blue", markersize=4)
             last.annotate(regime, (minutes, metric["mean"]), fontsize=6, xytext=(3, 2), textcoords="offset points")
+    last.margins(x=0.35)
     last.set_xlabel("CPU minutes of training")
     last.set_title(f"{shown[0]} for its cost", fontsize=9)
     figure.savefig(path, metadata={"Date": None})

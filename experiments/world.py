@@ -35,7 +35,7 @@ from fedrag.retrievers.lexical import BM25
 from fedrag.types import Document, Example
 
 SETTINGS = (loop.END_TO_END, loop.ENSEMBLE, loop.AMONG_FOUR)
-STEPS = {"full": 300, "quick": 100, "tiny": 20}
+STEPS = {"full": 250, "quick": 60, "tiny": 20}
 UNSEEN = "end to end, answers never seen in training"
 COLUMNS = {
     "end to end": (loop.END_TO_END, "exact_match"),
@@ -132,27 +132,27 @@ def ways(steps: int) -> dict[str, list[Stage]]:
     rest, warm = steps - first, round(steps * 0.3)
     k = {"k": 16}
     ralt = Stage("ralt", first, read)
-    marginal = {"rates": {"generator": 2e-3, "retriever": 0.08}, "options": {"k": 8}}
+    cold = {"rates": both, "options": {"k": 8}}
+    warmed = {"rates": find | {"generator": 2e-3}, "options": {"k": 8}}
     joint = Stage("joint", steps, both, options=k)
     return {
         "frozen": [],
-        "contrastive": [Stage("contrastive", steps, {"retriever": 0.05})],
-        "contrastive, then RALT": [Stage("contrastive", rest, {"retriever": 0.05}), ralt],
+        "contrastive": [Stage("contrastive", steps, {"retriever": 0.08})],
+        "contrastive, then RALT": [Stage("contrastive", rest, {"retriever": 0.08}), ralt],
         "RALT": [Stage("ralt", steps, read)],
         "LSR, taught by RALT's reader": [ralt, Stage("lsr", rest, find, options=k), Stage("ask the frozen reader")],
         "RALT, then LSR": [ralt, Stage("lsr", rest, find, options=k)],
         "alternating": [Stage("joint", steps, both, options=k | {"turns": 10})],
         "Joint(LSR, RALT)": [joint],
-        "RAG-Sequence": [Stage("rag-sequence", steps, **marginal)],
-        "RAG-Token": [Stage("rag-token", steps, **marginal)],
-        "EMDR2": [Stage("emdr2", steps, **marginal)],
+        "RAG-Sequence": [Stage("rag-sequence", steps, **cold)],
+        "RAG-Token": [Stage("rag-token", steps, **cold)],
+        "EMDR2": [Stage("emdr2", steps, **cold)],
         "RALT, then alternating": [
             Stage("ralt", warm, read), Stage("joint", steps - warm, both, options=k | {"turns": 10})
         ],
-        "RALT, then Joint": [Stage("ralt", warm, read), Stage("joint", steps - warm, both, options=k)],
-        "RALT, then RAG-Sequence": [Stage("ralt", first, read), Stage("rag-sequence", rest, **marginal)],
-        "RALT, then RAG-Token": [Stage("ralt", first, read), Stage("rag-token", rest, **marginal)],
-        "RALT, then EMDR2": [Stage("ralt", first, read), Stage("emdr2", rest, **marginal)],
+        "RALT, then RAG-Sequence": [Stage("ralt", first, read), Stage("rag-sequence", rest, **warmed)],
+        "RALT, then RAG-Token": [Stage("ralt", first, read), Stage("rag-token", rest, **warmed)],
+        "RALT, then EMDR2": [Stage("ralt", first, read), Stage("emdr2", rest, **warmed)],
         "control: closed book": [Stage("closed book", steps, read)],
         "control: RALT on strangers": [Stage("ralt on strangers", steps, read)],
         "control: TRL SFT on gold": [Stage("trl on gold passages", steps, read)],

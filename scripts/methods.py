@@ -91,7 +91,7 @@ METHODS = (
         "what its parts train",
         "the sum of its parts'; a teacher that moves is asked anew at each step",
         "two objectives at once or in turns, with a learning rate for each part",
-        (("world", "Joint(LSR, RALT)"), ("world", "alternating"), ("world", "RALT, then Joint"),
+        (("world", "Joint(LSR, RALT)"), ("world", "alternating"),
          ("world", "RALT, then alternating")),
     ),
     Method(

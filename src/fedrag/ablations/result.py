@@ -73,6 +73,7 @@ class Ablation:
     baseline: str
     columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
     compared: Sequence[str] = ()
+    _reports: dict[Column, Report] = field(default_factory=dict[Column, Report], init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -80,8 +81,10 @@ class Ablation:
 
     def report(self, regime: str, setting: str) -> Report:
         """Return the report on the questions of all seeds together, which are known by their hashes."""
-        rows = [record for records in self._records(regime, setting).values() for record in records]
-        return summarize(rows, cluster=_cluster(rows))
+        if (regime, setting) not in self._reports:  # resampling takes a while
+            rows = [record for records in self._records(regime, setting).values() for record in records]
+            self._reports[regime, setting] = summarize(rows, cluster=_cluster(rows))
+        return self._reports[regime, setting]
 
     def means(self, regime: str, setting: str, metric: str) -> dict[int, float]:
         """Return the mean of a metric by seed."""
