@@ -63,3 +63,13 @@ def test_it_refuses_to_forget_a_gradient_and_ragged_groups():
         scorer.logprobs(["a"], ["b"])
     with torch.no_grad(), pytest.raises(InputError, match="group=2"):
         scorer.logprobs(["a"], ["b"], group=2)
+
+
+def test_scores_of_weights_that_are_gone_are_forgotten():
+    lm = CausalLM(tiny_llama(), tiny_tokenizer())
+    cached = CachedScorer(lm)
+    with torch.no_grad():
+        cached.logprobs(["The capital of France is"], ["Paris"])
+        next(lm.model.parameters()).mul_(1.5)
+        cached.logprobs(["The capital of Italy is"], ["Rome"])
+    assert len(cached) == 1

@@ -273,7 +273,7 @@ def test_settings_are_checked():
 def test_an_answer_that_is_not_known_is_refused():
     objective = RALT(tiny_system())
     assert [objective.answer_of(Example("Why ?", answers)) for answers in (None, [], ["a", "b"])] == [None, "", "a"]
-    with pytest.raises(DataError, match="answers=None"):
+    with pytest.raises(DataError, match="1 of these 1 examples have none"):
         objective([Example("Why ?")])
 
 

@@ -13,13 +13,14 @@ from fedrag import (
     Contrastive,
     DenseRetriever,
     Example,
+    Joint,
     MemoryStore,
     RAGSystem,
     RAGTrainer,
     SentenceEncoder,
     evaluate,
 )
-from fedrag.errors import ConfigError, InputError, TrainingError
+from fedrag.errors import ConfigError, DataError, InputError, TrainingError
 from fedrag.objectives.objective import Objective
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_sentence_transformer
@@ -518,3 +519,14 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     wide.add(DOCUMENTS, progress=False)
     with pytest.raises(InputError, match="is not the same in both"):
         trainer(wide, objective).train(resume_from_checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("make", [LSR, lambda rag: Joint(LSR(rag), RALT(rag))])
+def test_examples_that_a_step_could_not_use_are_refused_before_the_first(tmp_path, make):
+    rag = tiny_system()
+    trainer = RAGTrainer(
+        make(rag), train_dataset=[*EXAMPLES, Example("Who knows ?", ())], args=arguments(tmp_path, max_steps=1)
+    )
+    with pytest.raises(DataError, match="LSR needs an answer to every question, 1 of these 25"):
+        trainer.train()
+    assert trainer.state.global_step == 0

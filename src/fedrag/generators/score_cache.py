@@ -2,7 +2,7 @@
 
 In the second epoch of retriever training, and after a refresh for all candidates that stayed, the scores of the
 language model are known. A score is kept under the hash of the scorer's fingerprint, the prompt and the target, so a
-model whose weights changed is asked anew.
+model whose weights changed is asked anew, and what it said before is forgotten.
 
 >>> class Length:
 ...     fingerprint = "v1"
@@ -55,6 +55,7 @@ class CachedScorer:
         self.scorer = scorer
         self.hits = 0
         self.misses = 0
+        self._asked = ""  # the fingerprint of the scorer when it was asked last
         self._scores: dict[bytes, float] = {}
 
     @property
@@ -85,6 +86,9 @@ class CachedScorer:
             )
         require_pairs(prompts, targets, group)
         fingerprint = self.fingerprint
+        if self._asked not in ("", fingerprint):
+            self._scores.clear()  # of no use any more
+        self._asked = fingerprint
         keys = [_key(fingerprint, prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         unknown = [key not in self._scores for key in keys]
         starts = [start for start in range(0, len(keys), group) if all(unknown[start : start + group])]

@@ -131,6 +131,11 @@ class Joint(Objective):
         """The answer of the first objective that has one."""
         return next((answer for o in self.objectives if (answer := o.answer_of(example)) is not None), None)
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Every objective's own check."""
+        for objective in self.objectives:
+            objective.check(examples)
+
     def extra_state(self) -> dict[str, Tensor]:
         """That of every objective, under its name."""
         named = zip(self.names, self.objectives, strict=True)

@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedrag.errors import ConfigError, DataError
+from fedrag.errors import ConfigError
 from fedrag.generators.causal import CausalLM
 from fedrag.objectives.objective import ExcludeIds, one_of
 from fedrag.objectives.taught import Direction, Target, Taught
@@ -103,12 +103,7 @@ class LSR(Taught):
 
     def opinions(self, batch: Sequence[Example], documents: Sequence[Sequence[Document]]) -> list[Tensor]:
         """log p(answer, EOS | question, document), or, for LOOP, given all documents but that one; normalised."""
-        answers = [answer for example in batch if (answer := self.answer_of(example)) is not None]
-        if len(answers) < len(batch):
-            raise DataError(
-                f"LSR needs an answer to every question, {len(batch) - len(answers)} of these {len(batch)} examples "
-                "have none: leave them out, or train on their positives with Contrastive"
-            )
+        answers = self.answers(batch)
         lengths = [len(self.generator.target_ids(answer)) for answer in answers]
         prompts = [
             self.rag.prompt_for(example.question, read, answer_tokens=tokens)

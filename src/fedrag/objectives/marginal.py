@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fedrag.errors import ConfigError, DataError
+from fedrag.errors import ConfigError
 from fedrag.generators.causal import CausalLM
-from fedrag.objectives.objective import ExcludeIds, Objective, one_of
+from fedrag.objectives.objective import ExcludeIds, Objective, first_answer
+from fedrag.objectives.towers import Side, trained_side
 from fedrag.ops.marginal import rag_sequence, rag_token
 from fedrag.ops.targets import entropy, posterior, token_posterior
 from fedrag.rag import RAGSystem
@@ -50,7 +51,7 @@ class Marginal(Objective):
             document tower too.
         temperature: τ; `None` is the system's own, which its ensemble reader uses.
         chunk: documents of each question that are read at a time, with no other activations in memory; `None` reads
-            all at once, which takes about k times the memory and three quarters of the time.
+            all at once, which takes about k times the memory and four fifths of the time.
         exclude_ids: documents that must not be candidates of an example.
 
     Logged: `prior_entropy` and `posterior_entropy` in nats (as long as both are log k, no document is told from
@@ -64,7 +65,7 @@ class Marginal(Objective):
         rag: RAGSystem,
         *,
         k: int = 8,
-        train: Literal["query", "both"] = "query",
+        train: Side = "query",
         temperature: float | None = None,
         chunk: int | None = 1,
         exclude_ids: ExcludeIds | None = None,
@@ -77,12 +78,9 @@ class Marginal(Objective):
                 f"{name} takes k >= 1, chunk >= 1 or None and temperature > 0 or None, "
                 f"got {k}, {chunk} and {temperature}"
             )
-        one_of("train", train, ("query", "both"))
-        if train == "query":
-            rag.dense.encoder.untie()
+        side = trained_side(rag, train, name)
         if k == 1:
             _log.warning("%s with k=1 trains the generator alone: a prior over one document has no gradient", name)
-        side = "retriever/query" if train == "query" else "retriever/"
         super().__init__(rag, parts=[side, "generator"], depth=k, exclude_ids=exclude_ids)
         self.temperature = rag.temperature if temperature is None else temperature
         self.chunk = chunk
@@ -141,17 +139,7 @@ class Marginal(Objective):
 
     def answer_of(self, example: Example) -> str | None:
         """The first answer; the empty text where there is none, `None` where it is not known."""
-        return None if example.answers is None else next(iter(example.answers), "")
-
-    def answers(self, batch: Sequence[Example]) -> list[str]:
-        """The answer that each example trains on. Raises `DataError` where one is not known."""
-        found = [answer for example in batch if (answer := self.answer_of(example)) is not None]
-        if bare := len(batch) - len(found):
-            raise DataError(
-                f"{type(self).__name__} needs an answer to every question, {bare} of these {len(batch)} examples have "
-                "answers=None: leave them out, or train on their positives with Contrastive"
-            )
-        return found
+        return first_answer(example)
 
     def log_likelihood(self, scores: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """log p(y, EOS | q) in the objective's form: `[n]`."""

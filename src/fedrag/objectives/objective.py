@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, DataError
 from fedrag.generators.causal import CausalLM
 from fedrag.rag import RAGSystem
 from fedrag.types import Document, Example
@@ -62,7 +62,7 @@ class Objective(nn.Module):
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:
         """The objective's own formula; see the class."""
-        raise ConfigError(f"{type(self).__name__} has no formula: use Contrastive, LSR, RALT or SentenceLoss")
+        raise ConfigError(f"{type(self).__name__} has no formula: use one of the objectives in fedrag.objectives")
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that this objective moves, by canonical name: those of its parts that require a gradient."""
@@ -105,6 +105,21 @@ class Objective(nn.Module):
     def answer_of(self, example: Example) -> str | None:
         """The answer that is put after prompts of this example's question; `None` where no prompt is made."""
 
+    def answers(self, batch: Sequence[Example]) -> list[str]:
+        """The answer of every example. Raises `DataError` where one has none that this objective could train on."""
+        found = [answer for example in batch if (answer := self.answer_of(example)) is not None]
+        if bare := len(batch) - len(found):
+            raise DataError(
+                f"{type(self).__name__} needs an answer to every question, {bare} of these {len(batch)} examples have "
+                "none: leave them out, or train on their positives with Contrastive"
+            )
+        return found
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `DataError`, before a run, for examples that a step of it could not use."""
+        if type(self).answer_of is not Objective.answer_of:
+            self.answers(examples)
+
     def at_step(self, step: int) -> None:
         """Told by the trainer before each optimiser step, `step` of them being done."""
 
@@ -136,6 +151,11 @@ class Objective(nn.Module):
         found = [module for module in self.trained.modules() if isinstance(module, PreTrainedModel)]
         inner = {id(module) for model in found for module in model.modules() if module is not model}
         return [model for model in found if id(model) not in inner]
+
+
+def first_answer(example: Example) -> str | None:
+    """The first answer; the empty text where the right reaction is silence, `None` where no answer is known."""
+    return None if example.answers is None else next(iter(example.answers), "")
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:

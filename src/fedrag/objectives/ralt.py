@@ -22,13 +22,13 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedrag.errors import ConfigError, DataError
+from fedrag.errors import ConfigError
 from fedrag.generators.causal import CausalLM
 from fedrag.objectives.contexts import Contexts
-from fedrag.objectives.objective import ExcludeIds, Objective, one_of
+from fedrag.objectives.objective import ExcludeIds, Objective, first_answer, one_of
 from fedrag.ops.modes import evaluating
 from fedrag.ops.targets import posterior
 from fedrag.rag import RAGSystem
@@ -51,8 +51,8 @@ class RALT(Objective):
             `DenseRetriever`.
         shuffle: present the documents of a prompt in random order while training, so that their rank is no clue.
         contexts: draws what stands in an example's prompts while training, from the k documents retrieved and others:
-            a `Mixture`, a `Raft` or any function of that kind. Their order is kept. `None` trains on what is
-            retrieved, and evaluation always does: on the best `rag.top_k`.
+            a `Mixture`, a `Raft` or any function of that kind. Their order is kept; evaluation reads the best
+            `rag.top_k` instead. `None` trains and evaluates on what is retrieved.
         exclude_ids: documents that must not be in an example's prompts.
 
     Relations: `k=0` is closed-book answer tuning. With one row per example and answers of equal length the loss is
@@ -93,7 +93,7 @@ class RALT(Objective):
         """The loss above, and the mean number of supervised tokens per example."""
         generator = self.generator
         dice = random.Random(int(torch.randint(2**62, ())) if self.training else 0)
-        answers = [self._answer(example) for example in batch]
+        answers = self.answers(batch)
         lengths = [len(generator.target_ids(answer)) for answer in answers]
         found = self.candidates(batch) if self.depth else [[] for _ in batch]
         rows = [self._rows(example, row, dice) for example, row in zip(batch, found, strict=True)]
@@ -112,13 +112,7 @@ class RALT(Objective):
 
     def answer_of(self, example: Example) -> str | None:
         """The target: the first answer, or the empty one; `None` where it is not known."""
-        return None if example.answers is None else "".join(example.answers[:1])
-
-    def _answer(self, example: Example) -> str:
-        answer = self.answer_of(example)
-        if answer is None:
-            raise DataError("RALT needs an answer to every question, an example has answers=None: leave it out")
-        return answer
+        return first_answer(example)
 
     def _rows(self, example: Example, found: Sequence[Document], dice: random.Random) -> list[list[Document]]:
         documents = self._documents(example, found, dice)
@@ -141,7 +135,7 @@ class RALT(Objective):
         scores = scores.to(logprobs.device)  # [n, k]
         if self.weighting != "uniform" and (full := [n for n, some in enumerate(rows) if some[0]]):
             dense = self.rag.dense
-            with evaluating(nn.ModuleList(dense.encoder.parts().values())):  # a joint loss may have it in training mode
+            with evaluating(dense.network):  # a joint loss may have it in training mode
                 found = dense.scores([batch[n].question for n in full], [[row[0] for row in rows[n]] for n in full])
             scores[full] = found.to(scores) / self.rag.temperature
         return posterior(scores, logprobs) if self.weighting == "posterior" else torch.softmax(scores, -1)

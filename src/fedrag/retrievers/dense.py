@@ -162,16 +162,16 @@ class DenseRetriever(Generic[E]):
 
     def embed_queries(self, queries: Sequence[str]) -> Tensor:
         """Vectors `[n, d]` of queries, without gradient or dropout."""
-        with evaluating(self._network):
+        with evaluating(self.network):
             return self._by_length(self.encoder.encode_queries, queries)
 
     def embed_documents(self, documents: Sequence[Document], bar: tqdm[Any] | None = None) -> Tensor:
         """Vectors `[n, d]` of documents, without gradient or dropout; `bar` is moved on by each batch."""
-        with evaluating(self._network):
+        with evaluating(self.network):
             return self._by_length(self.encoder.encode_documents, [document.text for document in documents], bar)
 
     @property
-    def _network(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """All that has a training mode in the encoder."""
         if isinstance(self.encoder, nn.Module):
             return self.encoder

@@ -16,7 +16,11 @@ _SHOWN = 5
 
 
 def check_prompts(objective: Objective, examples: Sequence[Example]) -> None:
-    """Raise one `BudgetError` that counts the examples whose question and answer alone are too long together."""
+    """Raise one `BudgetError` that counts the examples whose question and answer alone are too long together.
+
+    Raises the objective's own `DataError` for examples that it could not use.
+    """
+    objective.check(examples)
     wrong: list[tuple[int, BudgetError]] = []
     for row, example in enumerate(examples):
         answer = objective.answer_of(example)

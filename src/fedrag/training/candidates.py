@@ -111,7 +111,7 @@ class CandidateTable:
         place = {id: i for i, id in enumerate(unique)}
         names = [name for name in self.objective.trainable() if name.startswith("retriever/")]
         query_side = all(name.startswith("retriever/query/") for name in names)
-        with evaluating(dense.encoder):
+        with evaluating(dense.network):
             embed = dense.document_vectors if query_side else dense.embed_documents
             scores = all_pairs(dense.embed_queries(questions), embed(list(unique.values())))  # [n, unique]
         ranked: list[list[Document]] = []
