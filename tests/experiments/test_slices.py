@@ -42,6 +42,7 @@ def test_a_slice_runs_goes_on_and_publishes(tmp_path, script, page, regimes):
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["world", "domains", "real_text", "efficiency"])
 def test_a_script_says_what_it_does(script, tmp_path):
     done = run(script, tmp_path, "--help")
