@@ -1,8 +1,9 @@
 """The invented world where training saw less: another domain, or a tenth of the entities.
 
 Cross-domain: trained on two of the three domains and asked about the third, each in turn; a domain has relations,
-questions and passages of its own, so nothing but the way of reading and of searching carries over. Low resource:
-trained on a tenth of the training entities, 120 questions, and asked about all domains. The store holds every passage.
+questions and passages of its own. Low resource: trained on a tenth of the training entities, 120 questions, and asked
+about all domains. The store holds every passage, those of the held-out domain too, and training retrieves from it: they
+are met as text, never with a question or an answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def part_of(seed: int, size: Size, part: str) -> tuple[World, Sequence[Example]]
     else:
         kept = narrowed(whole, lambda example: example.metadata["domain"] != part)
         asked = [example for example in whole.test if example.metadata["domain"] == part]
-    return kept, asked[:: 4 if size == "quick" else 1]
+    return kept, asked[:: 5 if size == "quick" else 1]
 
 
 def narrowed(whole: World, keep: Callable[[Example], bool]) -> World:

@@ -1,8 +1,10 @@
 """What every experiment shares: cells in processes of their own, two at a time, and what is published of them.
 
-A script defines plans, each one grid of `fedrag.ablations`, and calls `main`. Each cell, one regime with one seed,
+A script defines plans, each one grid of `fedrag.ablations`, and calls `main`.
+Each cell, one regime with one seed,
 runs as `python experiments/NAME.py --cell PLAN REGIME SEED` on one thread, so that its peak memory is its own; finished
-cells are not run again. At the end the grid is read back and written as Markdown, JSON and a chart.
+cells are not run again. They know their settings, not the code: after changing that, begin with an empty folder. At the
+end the grid is read back and written as Markdown, JSON and a chart.
 """
 
 from __future__ import annotations
@@ -89,7 +91,11 @@ def main(plans: Callable[[Size], Sequence[Plan]], script: str, description: str,
     parser.add_argument("--size", choices=("full", "quick", "tiny"), default="full", help="full is the default")
     parser.add_argument("--jobs", type=int, default=jobs, help=f"cells at a time, one thread each (default: {jobs})")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: runs/evidence, or runs/evidence-SIZE)")
-    parser.add_argument("--publish", type=Path, help="folder of the pages (default: docs/evidence; else OUT/pages)")
+    parser.add_argument(
+        "--publish",
+        type=Path,
+        help="folder of the pages (default: docs/evidence for the whole of a full grid, else OUT/pages)",
+    )
     parser.add_argument("--only", action="append", metavar="REGIME", help="these regimes only (may be repeated)")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds only")
     parser.add_argument("--cell", nargs=3, metavar=("PLAN", "REGIME", "SEED"), help="run one cell in this process")
@@ -109,7 +115,8 @@ def main(plans: Callable[[Size], Sequence[Plan]], script: str, description: str,
     if failed:
         print("\n".join(["these cells failed, and their logs tell why:", *failed]), file=sys.stderr)
         return 1
-    pages = args.publish or (REPOSITORY / "docs" / "evidence" if args.size == "full" else out / "pages")
+    whole = args.size == "full" and not args.only and not args.seeds
+    pages = args.publish or (REPOSITORY / "docs" / "evidence" if whole else out / "pages")
     for page in dict.fromkeys(plan.page or plan.name for plan in made):
         parts = [plan for plan in made if (plan.page or plan.name) == page]
         found = [plan.run(out, list(plan.regimes), plan.seeds) for plan in parts]
@@ -199,7 +206,8 @@ def publish(plan: Plan, grid: Ablation, size: Size, folder: Path) -> str:
         "",
         plan.what,
         "",
-        f"{len(plan.seeds)} seeds, {questions:,} questions in all; intervals and tests resample clusters of questions; "
+        f"{len(plan.seeds)} seeds, {questions:,} answers (questions times seeds); intervals and tests resample clusters "
+        "of questions; "
         f"p-values are adjusted by Holm over each table of differences. One thread per cell. "
         f"Every figure, and every setting: [{plan.name}.json]({plan.name}.json).",
         "",

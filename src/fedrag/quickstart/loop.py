@@ -47,6 +47,8 @@ END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE = (
 SETTINGS = (END_TO_END, AMONG_FOUR, GOLD, RANDOM, NONE)
 ENSEMBLE = "end to end, ensemble of four"
 """One more setting: the four best passages, each in a prompt of its own, their next-token distributions mixed."""
+STUFFED = "end to end, four in one prompt"
+"""And one more: the four best passages together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,13 @@ def run_regimes(
         train_lsr(taught_by_base, world, total, seed)
         report("control: LSR taught by the base", taught_by_base)
         strange = make_system(world, seed)
-        train(OnStrangers(strange, k=4), world.train, steps=total, seed=seed, rate=5e-3)
+        train(
+            OnStrangers(strange, k=8, contexts=Mixture(strange.dense.store, documents=(1, 4), gold=0.0)),
+            world.train,
+            steps=total,
+            seed=seed,
+            rate=5e-3,
+        )
         report("control: RALT on others' passages", strange)
         closed = make_system(world, seed)
         train(RALT(closed, k=0), world.train, steps=total, seed=seed, rate=5e-3)
@@ -173,6 +181,7 @@ def measure(
     contexts: dict[str, tuple[Retriever, int]] = {
         END_TO_END: (rag.retriever, rag.top_k),
         ENSEMBLE: (rag.retriever, 4),
+        STUFFED: (rag.retriever, 4),
         AMONG_FOUR: (Contexts({q.question: gold_context(world, q) for q in questions}), 4),
         GOLD: (Contexts({q.question: [passages[q.positives[0]]] for q in questions}), 1),
         RANDOM: (Contexts(others), 1),
@@ -206,7 +215,7 @@ def with_parts(
         top_k=rag.top_k if top_k is None else top_k,
         prompt=rag.prompt,
         reader=reader,
-        temperature=rag.temperature,
+        temperature=rag.temperature if retriever in (None, rag.retriever) else None,
     )
 
 
