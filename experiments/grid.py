@@ -1,7 +1,6 @@
 """What every experiment shares: cells in processes of their own, two at a time, and what is published of them.
 
-A script defines plans, each one grid of `fedrag.ablations`, and calls `main`.
-Each cell, one regime with one seed,
+A script defines plans, each one grid of `fedrag.ablations`, and calls `main`. Each cell, one regime with one seed,
 runs as `python experiments/NAME.py --cell PLAN REGIME SEED` on one thread, so that its peak memory is its own; finished
 cells are not run again. They know their settings, not the code: after changing that, begin with an empty folder. At the
 end the grid is read back and written as Markdown, JSON and a chart.
@@ -206,8 +205,8 @@ def publish(plan: Plan, grid: Ablation, size: Size, folder: Path) -> str:
         "",
         plan.what,
         "",
-        f"{len(plan.seeds)} seeds, {questions:,} answers (questions times seeds); intervals and tests resample clusters "
-        "of questions; "
+        f"{len(plan.seeds)} seeds, {questions:,} answers (questions times seeds); intervals and tests resample "
+        "clusters of questions; "
         f"p-values are adjusted by Holm over each table of differences. One thread per cell. "
         f"Every figure, and every setting: [{plan.name}.json]({plan.name}.json).",
         "",
