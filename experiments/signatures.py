@@ -1,6 +1,6 @@
 """Reading default values from real signatures: what the retriever and the reader each gain, and what guessing gets.
 
-    python experiments/signatures.py                 # one seed, about half an hour of one core
+    python experiments/signatures.py                 # one seed, about 35 minutes of one core
     python experiments/signatures.py --seeds 3
     python experiments/signatures.py --quick         # shows that everything runs, not what it can do
 
@@ -55,6 +55,14 @@ PARTS: Mapping[str, Callable[[Task, Example], bool]] = {
     "contradicted": contradicted,
 }
 STEPS = {"base": 1500, "ralt": 300, "contrastive": 200, "lsr": 100}
+COMPARED = (
+    # what is shown, regime after, regime before, setting
+    ("RALT reads one passage", "RALT", "frozen", GOLD),
+    ("RALT reads four", "RALT", "frozen", FOUR),
+    ("passages help: RALT against answers without", "RALT", "control: answers without passages", GOLD),
+    ("LSR finds for the reader", "LSR, RALT", "RALT", RETRIEVED),
+    ("LSR against contrastive", "LSR, RALT", "contrastive, RALT", RETRIEVED),
+)
 PROMPT = Prompt(template=TEMPLATE, document_template="{text}")
 
 
@@ -243,19 +251,29 @@ def main() -> None:
     content = {
         "passages": len(task.documents),
         "questions": {"train": len(task.train), "test": len(task.test[:most])},
-        "modules": {name: len({e.metadata["module"] for e in rows}) for name, rows in _splits(task).items()},
+        "modules": {
+            name: len({example.metadata["module"] for example in rows})
+            for name, rows in (("train", task.train), ("dev", task.dev), ("test", task.test))
+        },
         "seeds": arguments.seeds,
         "steps": steps,
         "base": json.loads((out / "seed0" / "base" / "made.json").read_text()),
         "exact": shown(task, pooled),
+        "compared": [
+            {"what": what, "setting": setting, **_difference(pooled[after][setting], pooled[before][setting])}
+            for what, after, before, setting in COMPARED
+        ],
     }
     replace_text(out / "report.json", json.dumps(content, indent=1) + "\n")
-    print(printed(content["exact"]))
+    print(printed(content["exact"]) + "\n")
+    for row in content["compared"]:
+        interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        print(f"{row['what']} ({row['setting']}): {interval}, p {max(row['p'], 0.001):.3f}")
     print(f"\n{content['questions']['test']} test questions of {content['modules']['test']} modules; all: {out}")
 
 
-def _splits(task: Task) -> dict[str, Sequence[Example]]:
-    return {"train": task.train, "dev": task.dev, "test": task.test}
+def _difference(after: Report, before: Report) -> dict[str, Any]:
+    return asdict(after.compare(before).differences["exact"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Measured, each in one interleaved run, with the ratio taken within a round:
 
     scoring        pairs per second of `logprobs(group=K)`, and over a loop that scores one prompt at a time
     ralt           tokens per second of a RALT step (forward, backward), and over TRL's fused head on the same rows
-    rag_sequence   milliseconds of a RAGSequence step at K = 8, document by document and all at once, peak memory of both
+    rag_sequence   milliseconds of a RAGSequence step at K = 8, one by one and all at once, peak memory of both
 
 Weights are random: throughput does not depend on them. Before anything is timed, every variant must agree with the
 simple one on scores or loss. The device's name is in the output; no figure of one device says anything about another.

@@ -46,6 +46,18 @@ def read(folder, text):
         (GOOD + MIX.format("{documents: 4}"), "contexts: gold is missing"),
         (GOOD + MIX.format("{documents: some, gold: 1}"), "contexts: documents: Input should be a valid integer"),
         (GOOD + MIX.format("often"), "settings of ralt: contexts: Input should be a valid dictionary"),
+        (GOOD.replace("lsr", "joint"), "objective joint with 0 parts; joint takes two or more"),
+        (GOOD + "    parts: [{objective: ralt}, {objective: ralt}]\n", "objective lsr with 2 parts"),
+        (
+            GOOD.replace("lsr", "joint") + "    parts: [{objective: lsr, settings: {kk: 2}}, {objective: ralt}]\n",
+            "stage 1: settings of lsr: unknown key 'kk'",
+        ),
+        (
+            GOOD.replace("lsr", "joint")
+            + "    parts: [{objective: lsr}, {objective: ralt}]\n    settings: {turn: 2}\n",
+            "did you mean 'turns'?",
+        ),
+        (GOOD + "    over_retrieve: 0\n", "stages.0.over_retrieve"),
         (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
         (GOOD + "    training: {learning_rate: fast}\n", "training: learning_rate: Input should be a valid number"),
         (GOOD + "  - objective: ralt\n    training: {save_strategy: x}\n", "stage 2: training: transformers refuses"),
@@ -189,3 +201,21 @@ def test_what_a_stage_sets_lies_over_the_trainers_own_defaults(workplace):
     assert (first.max_steps, first.learning_rate) == (7, 1e-4)
     assert first.output_dir == f"{workplace}/tuned.checkpoints/1-ralt"
     assert (second.save_strategy, second.output_dir) == ("epoch", f"{workplace}/tuned.checkpoints/2-ralt")
+
+
+def test_a_joint_stage_trains_its_parts_in_one_loop(workplace):
+    joint = "{objective: joint, parts: [{objective: lsr, settings: {k: 3}}, {objective: ralt}], settings: {turns: 2}, "
+    joint += "learning_rates: {retriever: 0.01, generator: 0.001}, over_retrieve: 2, training: {max_steps: 3}}"
+    rag = tiny_system(kind="bert")
+    recipe = staged(workplace, f"  - {joint}\n")
+    rehearse(rag, recipe, EXAMPLES)
+    made = trainer(rag, recipe, 1, EXAMPLES, [])
+    assert [type(part).__name__ for part in made.objective.objectives] == ["LSR", "RALT"]
+    assert (made.objective.turns, made.objective.objectives[0].depth) == (2, 3)
+    assert (made.candidates.over_retrieve, made.learning_rates) == (2, {"retriever": 0.01, "generator": 0.001})
+
+
+def test_a_system_with_the_ensemble_reader_is_rehearsed_as_one(workplace):
+    rag = tiny_system(kind="bert")
+    rag.reader = "ensemble"  # which gives RALT one document per row, as weighting needs
+    rehearse(rag, staged(workplace, "  - {objective: ralt, settings: {weighting: posterior}}\n"), EXAMPLES)

@@ -6,12 +6,17 @@ save_to: my-rag-tuned           # where the tuned system goes
 train: train.jsonl              # examples: jsonl, json, csv or parquet
 eval: dev.jsonl                 # optional: examples to measure on before and after
 stages:                         # one after another, on the same system
-  - objective: lsr              # contrastive, lsr or ralt
+  - objective: lsr              # contrastive, lsr, ralt, rag-sequence, rag-token, emdr2 or joint
     settings: {k: 8}            # what the objective takes
     training: {num_train_epochs: 2, learning_rate: 1.0e-4}   # transformers' TrainingArguments
     refresh: epoch
+    over_retrieve: 2
   - objective: ralt
     settings: {contexts: {documents: 4, gold: 0.8}}          # a Mixture, drawn anew at each step
+  - objective: joint            # several in one loop, here in turns of ten steps
+    parts: [{objective: lsr, settings: {k: 8}}, {objective: ralt}]
+    settings: {turns: 10}
+    learning_rates: {retriever: 2.0e-5, generator: 1.0e-4}
 ```
 """
 
@@ -32,27 +37,45 @@ from transformers import TrainingArguments
 from fedrag.errors import ConfigError
 from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.contrastive import Contrastive
+from fedrag.objectives.emdr2 import EMDR2
+from fedrag.objectives.joint import Joint
 from fedrag.objectives.lsr import LSR
+from fedrag.objectives.marginal import RAGSequence, RAGToken
 from fedrag.objectives.objective import Objective
 from fedrag.objectives.ralt import RALT
 
-OBJECTIVES: dict[str, type[Objective]] = {"contrastive": Contrastive, "lsr": LSR, "ralt": RALT}
-
+OBJECTIVES: dict[str, type[Objective]] = {
+    "contrastive": Contrastive,
+    "lsr": LSR,
+    "ralt": RALT,
+    "rag-sequence": RAGSequence,
+    "rag-token": RAGToken,
+    "emdr2": EMDR2,
+    "joint": Joint,
+}
+_OUT_OF_REACH = ("rag", "store", "exclude_ids", "mine", "objectives")  # what YAML cannot say
 
 _Component = Annotated[str, Field(pattern="^(retriever|generator)$")]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Stage(BaseModel):
-    """One training run of a recipe."""
+class Part(BaseModel):
+    """An objective and its settings."""
 
     model_config = ConfigDict(extra="forbid")
 
-    objective: Literal["contrastive", "lsr", "ralt"]
+    objective: Literal["contrastive", "lsr", "ralt", "rag-sequence", "rag-token", "emdr2", "joint"]
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class Stage(Part):
+    """One training run of a recipe; `parts` are the objectives that "joint" trains together."""
+
+    parts: list[Part] = Field(default_factory=list[Part])
     training: dict[str, Any] = Field(default_factory=dict[str, Any])
     learning_rates: dict[_Component, _Rate] = Field(default_factory=dict[str, float])
     refresh: Literal["never", "epoch"] | Annotated[int, Field(strict=True, ge=1)] = "epoch"
+    over_retrieve: Annotated[int, Field(strict=True, ge=1)] = 1
 
 
 class Recipe(BaseModel):
@@ -88,23 +111,33 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: " + "; ".join(_explain(cast(dict[str, Any], e)) for e in error.errors())) from None
     for number, stage in enumerate(recipe.stages, start=1):
         place = f"{path}: stage {number}"
-        where = f"{place}: settings of {stage.objective}"
-        types = _settings(OBJECTIVES[stage.objective])
-        if "contexts" in types:
-            types["contexts"] = dict[str, Any]
-        stage.settings = _typed(stage.settings, types, where)
-        if "contexts" in stage.settings:
-            stage.settings["contexts"] = _typed(stage.settings["contexts"], _settings(Mixture), f"{where}: contexts")
-            if missing := {"documents", "gold"} - set(stage.settings["contexts"]):
-                raise ConfigError(f"{where}: contexts: {min(missing)} is missing, as in {{documents: 4, gold: 0.8}}")
+        if (stage.objective == "joint") != (len(stage.parts) > 1):
+            raise ConfigError(
+                f"{place}: objective {stage.objective} with {len(stage.parts)} parts; joint takes two or more, as in "
+                "parts: [{objective: lsr}, {objective: ralt}], the others none"
+            )
+        for part in (stage, *stage.parts):
+            part.settings = _checked(part, f"{place}: settings of {part.objective}")
         stage.training = _training(stage.training, f"{place}: training", measured=recipe.eval is not None)
     return recipe
+
+
+def _checked(part: Part, where: str) -> dict[str, Any]:
+    types = _settings(OBJECTIVES[part.objective])
+    if "contexts" in types:
+        types["contexts"] = dict[str, Any]
+    settings = _typed(part.settings, types, where)
+    if "contexts" in settings:
+        settings["contexts"] = _typed(settings["contexts"], _settings(Mixture), f"{where}: contexts")
+        if missing := {"documents", "gold"} - set(settings["contexts"]):
+            raise ConfigError(f"{where}: contexts: {min(missing)} is missing, as in {{documents: 4, gold: 0.8}}")
+    return settings
 
 
 def _settings(made: type) -> dict[str, Any]:
     """What a recipe may set of it, and the types."""
     takes = inspect.signature(made, eval_str=True).parameters
-    return {name: taken.annotation for name, taken in takes.items() if name not in ("rag", "store", "exclude_ids")}
+    return {name: taken.annotation for name, taken in takes.items() if name not in _OUT_OF_REACH}
 
 
 def _typed(given: Mapping[str, Any], types: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import typer
 
-from fedrag.cli.recipe import OBJECTIVES, Recipe, Stage
+from fedrag.cli.recipe import OBJECTIVES, Part, Recipe, Stage
 from fedrag.data import read_examples
 from fedrag.errors import ConfigError
 from fedrag.evaluation import Report, evaluate
 from fedrag.objectives.contexts import Mixture
+from fedrag.objectives.joint import Joint
 from fedrag.objectives.objective import Objective
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
@@ -51,6 +52,7 @@ def trainer(rag: RAGSystem, recipe: Recipe, number: int, train: list[Example], d
         args=replace(default_arguments(objective), **{"output_dir": folder, **stage.training}),
         learning_rates=stage.learning_rates,
         refresh=stage.refresh,
+        over_retrieve=stage.over_retrieve,
     )
 
 
@@ -58,7 +60,14 @@ def rehearse(rag: RAGSystem, recipe: Recipe, train: list[Example]) -> None:
     """Make every stage's objective once, so that a mistake in the last one shows before the first one trains."""
     # objectives may give the encoder a second tower, which must not be there before its stage has come
     retriever = DenseRetriever(copy.deepcopy(rag.dense.encoder), rag.dense.store)
-    stand_in = RAGSystem(retriever=retriever, generator=rag.generator, top_k=rag.top_k, prompt=rag.prompt)
+    stand_in = RAGSystem(
+        retriever=retriever,
+        generator=rag.generator,
+        top_k=rag.top_k,
+        prompt=rag.prompt,
+        reader=rag.reader,
+        temperature=rag.temperature,
+    )
     for number, stage in enumerate(recipe.stages, start=1):
         objective = _objective(stand_in, stage, number)
         try:
@@ -68,16 +77,23 @@ def rehearse(rag: RAGSystem, recipe: Recipe, train: list[Example]) -> None:
                 replace(default_arguments(objective), **stage.training),
                 stage.learning_rates,
                 stage.refresh,
+                stage.over_retrieve,
             )
         except ConfigError as error:
             raise ConfigError(f"stage {number}: {error}") from None
 
 
 def _objective(rag: RAGSystem, stage: Stage, number: int) -> Objective:
-    settings = dict(stage.settings)
     try:
-        if "contexts" in settings:
-            settings["contexts"] = Mixture(rag.dense.store, **settings["contexts"])
-        return OBJECTIVES[stage.objective](rag, **settings)
+        if stage.parts:
+            return Joint(*(_made(rag, part) for part in stage.parts), **stage.settings)
+        return _made(rag, stage)
     except ConfigError as error:
         raise ConfigError(f"stage {number}: {error}") from None
+
+
+def _made(rag: RAGSystem, part: Part) -> Objective:
+    settings = dict(part.settings)
+    if "contexts" in settings:
+        settings["contexts"] = Mixture(rag.dense.store, **settings["contexts"])
+    return OBJECTIVES[part.objective](rag, **settings)
