@@ -12,7 +12,7 @@ QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 EVIDENCE := real_text world domains efficiency
 
-.PHONY: help quickstart install test test-fast check doctest readme mutants bench evidence evidence-quick methods
+.PHONY: help quickstart install test test-fast check doctest readme mutants bench evidence evidence-quick methods gpu
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ evidence: .venv/.installed-dev  ## run every experiment, resumable; tables and c
 
 evidence-quick: .venv/.installed-dev  ## the same in 15 minutes: fewer seeds, steps and questions, into runs/
 	@set -e; for name in $(EVIDENCE); do $(BIN)/python experiments/$$name.py --size quick $(ARGS); done
+
+gpu: .venv/.installed-dev  ## on a machine with CUDA: smoke test and throughput, into benchmarks/results/
+	@mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/device/throughput.py $(ARGS) > benchmarks/results/throughput.json.part
+	mv benchmarks/results/throughput.json.part benchmarks/results/throughput.json
 
 methods: .venv/.installed-dev  ## write docs/methods.md anew from the objectives and the evidence
 	$(BIN)/python scripts/methods.py

@@ -6,19 +6,23 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from fedrag import (
+    EMDR2,
     LSR,
     RALT,
     Contrastive,
     DenseRetriever,
+    Distillation,
+    HardNegatives,
+    Joint,
     MemoryStore,
+    RAGSequence,
     RAGSystem,
+    RAGToken,
     RAGTrainer,
     SentenceEncoder,
     SentenceLoss,
 )
-from fedrag.objectives.emdr2 import EMDR2
-from fedrag.objectives.joint import Joint
-from fedrag.objectives.marginal import RAGSequence, RAGToken
+from judges import tiny_cross_encoder
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_sentence_transformer
 
@@ -29,7 +33,11 @@ MAKERS = {
     "lsr": lambda rag: LSR(rag, k=4),
     "lsr-both": lambda rag: LSR(rag, k=4, train="both"),
     "lsr-reverse-mean": lambda rag: LSR(rag, k=4, direction="reverse", normalisation="mean"),
+    "lsr-loop": lambda rag: LSR(rag, k=4, target="leave_one_out"),
+    "distillation": lambda rag: Distillation(rag, tiny_cross_encoder(dropout=0.1), k=4),
+    "contrastive-mined": lambda rag: Contrastive(rag, mine=HardNegatives(per_example=2, answer_match=False)),
     "ralt": lambda rag: RALT(rag),
+    "ralt-posterior": lambda rag: RALT(rag, documents_per_row=1, weighting="posterior"),
     "ralt-rows": lambda rag: RALT(rag, documents_per_row=1),
     "rag-sequence": lambda rag: RAGSequence(rag, k=4),
     "rag-sequence-both": lambda rag: RAGSequence(rag, k=4, train="both", chunk=2),

@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from fedrag import BM25, LSR, RALT, CausalLM, Contrastive, RAGSystem, RAGTrainer
+from fedrag import (
+    BM25,
+    LSR,
+    RALT,
+    CausalLM,
+    Contrastive,
+    Distillation,
+    HardNegatives,
+    Joint,
+    RAGSequence,
+    RAGSystem,
+    RAGTrainer,
+)
 from fedrag.objectives.contexts import Mixture
+from judges import tiny_cross_encoder
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -14,6 +27,10 @@ MAKERS = {
     "lsr": lambda rag: LSR(rag, k=4),
     "lsr-both": lambda rag: LSR(rag, k=4, train="both"),
     "contrastive": lambda rag: Contrastive(rag, chunk=3),
+    "mined": lambda rag: Contrastive(rag, mine=HardNegatives(per_example=2, answer_match=False)),
+    "distillation": lambda rag: Distillation(rag, tiny_cross_encoder(), k=4),
+    "rag-sequence": lambda rag: RAGSequence(rag, k=3, train="both"),
+    "joint-turns": lambda rag: Joint(LSR(rag, k=4, train="both"), RALT(rag), turns=3),
 }
 
 
@@ -43,6 +60,10 @@ def run(make, folder, refresh, resume=None, system=tiny_system, over_retrieve=1,
         ("lsr-both", "epoch", (6, 10)),
         ("lsr-both", 3, (8,)),
         ("contrastive", "epoch", (4,)),
+        ("mined", 3, (8,)),
+        ("distillation", "epoch", (4,)),
+        ("rag-sequence", 3, (4,)),
+        ("joint-turns", "epoch", (4,)),
     ],
 )
 def test_resuming_is_never_having_stopped(name, refresh, steps, tmp_path):
