@@ -51,10 +51,12 @@ bench: .venv/.installed-dev  ## run every benchmark; the figures go to runs/benc
 
 evidence: .venv/.installed-dev  ## run every experiment, resumable; tables and charts go to docs/evidence/
 	@set -e; for name in $(EVIDENCE); do $(BIN)/python experiments/$$name.py $(ARGS); done
+	$(BIN)/python experiments/signatures.py
 	$(BIN)/python scripts/methods.py
 
 evidence-quick: .venv/.installed-dev  ## the same in 15 minutes: fewer seeds, steps and questions, into runs/
 	@set -e; for name in $(EVIDENCE); do $(BIN)/python experiments/$$name.py --size quick $(ARGS); done
+	$(BIN)/python experiments/signatures.py --quick
 
 gpu: .venv/.installed-dev  ## on a machine with CUDA: smoke test and throughput, into benchmarks/results/
 	@mkdir -p benchmarks/results

@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs, whose questions are pooled (default: 1)")
     parser.add_argument("--quick", action="store_true", help="few steps, two packages: shows that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/signatures"), help="folder of what is made")
+    parser.add_argument("--publish", type=Path, default=Path("docs/evidence"), help="folder of the page, if not quick")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -265,11 +266,30 @@ def main() -> None:
         ],
     }
     replace_text(out / "report.json", json.dumps(content, indent=1) + "\n")
-    print(printed(content["exact"]) + "\n")
-    for row in content["compared"]:
-        interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        print(f"{row['what']} ({row['setting']}): {interval}, p {max(row['p'], 0.001):.3f}")
+    text = "\n".join([printed(content["exact"]), "", *map(_compared, content["compared"])])
+    print(text)
     print(f"\n{content['questions']['test']} test questions of {content['test modules']} modules; all: {out}")
+    if not arguments.quick:
+        publish(content, text, arguments.publish)
+
+
+def publish(content: Mapping[str, Any], text: str, folder: Path) -> None:
+    """Write all figures as JSON, and the tables as a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "signatures.json", json.dumps(content, indent=1) + "\n")
+    about = (
+        f"{content['passages']:,} passages, {content['questions']['test']} test questions of "
+        f"{content['test modules']} modules that training never saw, {content['seeds']} seed(s); strict equality of "
+        "the default's source text, with 95 % intervals over modules. *hard*: guessing by the parameter's name errs; "
+        "*contradicted*: one of the four passages gives another default for the same parameter."
+    )
+    page = ["# Real text: reading the defaults of real signatures", "", about, "", "```text", text, "```", ""]
+    replace_text(folder / "signatures.md", "\n".join(page))
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['what']} ({row['setting']}): {interval}, p {max(row['p'], 0.001):.3f}"
 
 
 def _difference(after: Report, before: Report) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def page(root: Path) -> str:
     if missing := sorted(name for name in homes if name not in named and name[0].isupper()):
         raise SystemExit(f"{missing[0]} is a public name of fedrag.objectives; add it to METHODS in scripts/methods.py")
     trees = {name: ast.parse((root / f"src/fedrag/{home}.py").read_text("utf-8")) for name, home in homes.items()}
-    evidence = {path.stem: json.loads(path.read_text("utf-8")) for path in (root / "docs/evidence").glob("*.json")}
+    pages = {path.stem: json.loads(path.read_text("utf-8")) for path in (root / "docs/evidence").glob("*.json")}
+    evidence = {name: found for name, found in pages.items() if "regimes" in found}  # those of the ablation grid
     lines = [
         (root / "scripts/methods_guide.md").read_text("utf-8").rstrip(),
         "",
