@@ -208,4 +208,4 @@ def recipe(folder, text):
 
 def test_the_example_recipe_is_a_good_one(tmp_path):
     printed = CliRunner().invoke(app, ["train", "--example"])
-    assert [stage.objective for stage in read_recipe(recipe(tmp_path, printed.output)).stages] == ["lsr", "ralt"]
+    assert [stage.objective for stage in read_recipe(recipe(tmp_path, printed.output)).stages] == ["lsr", "ralt", "joint"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import ProgressCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from fedrag.objectives.objective import Objective
 from fedrag.training.trainer import RAGTrainer, Refresh
@@ -50,5 +50,6 @@ def train(
         )
         trainer = RAGTrainer(objective, train_dataset=examples, args=args, learning_rates=rates, refresh=refresh)
         trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)  # which stands in for it where other logging is off
         trainer.add_callback(Bar())
         trainer.train()
