@@ -208,4 +208,5 @@ def recipe(folder, text):
 
 def test_the_example_recipe_is_a_good_one(tmp_path):
     printed = CliRunner().invoke(app, ["train", "--example"])
-    assert [stage.objective for stage in read_recipe(recipe(tmp_path, printed.output)).stages] == ["lsr", "ralt", "joint"]
+    stages = read_recipe(recipe(tmp_path, printed.output)).stages
+    assert [stage.objective for stage in stages] == ["lsr", "ralt", "joint"]
