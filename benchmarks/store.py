@@ -9,15 +9,16 @@ Claims, at 100,000 documents x 384 with texts of about 400 bytes:
 
 The claim of `search_batch` cannot be met by an exact search that multiplies in float32: `numpy_over_product` says how
 many times the product of the queries with the matrix alone, without looking for the best, fits into NumPy's time, and
-that is less than 2.5 already. What can be had is the time of bare torch (`torch_over_batch` about 1), although search
+that is about 2.5 already. What can be had is the time of bare torch (`torch_over_batch` about 1), although search
 scores its candidates again in float64 and returns documents. `numpy_over_batch_medium` is the same search where
 `torch.set_float32_matmul_precision("medium")` lets torch multiply in bfloat16, which pays on processors with AMX; the
 hits are the same, since the candidates are chosen with room for that error.
 
 Each search variant runs once per round, in turning order, so that the machine's other work falls on all alike; ratios
-are taken within a round. Memory is that of a fresh process, before and after building or opening; before, a store of
-256 documents is built and asked, so that libraries have loaded what they load on first use. The exit status tells
-only whether the measurement ran.
+are taken within a round. A pause goes before each: the threads of torch and of NumPy's BLAS wait for more work by
+spinning, and would take a core each from the variant that happens to come next. Memory is that of a fresh process,
+before and after building or opening; before, a store of 256 documents is built and asked, so that libraries have
+loaded what they load on first use. The exit status tells only whether the measurement ran.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document
 
 K = 10
+PAUSE = 0.2  # seconds
 WORDS = [
     "the",
     "key",
@@ -189,6 +191,7 @@ def search(folder: Path, rounds: int) -> dict[str, object]:
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-2, rounds):  # two rounds to warm up
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE)
             began = time.perf_counter()
             variants[name]()
             if turn >= 0:
