@@ -11,6 +11,7 @@ FedRAGError
 ├── StoreError                       a knowledge store's files: truncated, newer format, wrong width
 │   └── StaleIndexError              vectors that another document encoder wrote
 ├── TrainingError (RuntimeError)     training cannot start or go on
+│   └── QuorumError                  a federated round has fewer usable replies than the plan asks for
 └── MissingExtraError (ImportError)  an optional library is absent; names the extra to install
 ```
 """
@@ -46,6 +47,10 @@ class StaleIndexError(StoreError):
 
 class TrainingError(FedRAGError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class QuorumError(TrainingError):
+    """A federated round has fewer sites, or fewer usable replies, than the plan asks for."""
 
 
 class MissingExtraError(FedRAGError, ImportError):

@@ -1,0 +1,1 @@
+"""How the states of the sites become one: a strategy a file."""
