@@ -89,9 +89,9 @@ class Contrastive(Objective):
         queries = embed_in_pieces(encoder.encode_queries, [example.question for example in batch], size)  # [n, d]
         vectors = embed_in_pieces(self._encode, documents, size)  # [m, d]
         scores = all_pairs(queries, vectors) / self.temperature  # [n, m]
-        ids = [document.id for document in documents]
-        positive = torch.tensor([[id == mine for id in ids] for mine in own], device=scores.device)  # [n, m]
-        also = torch.tensor([[id in example.positives for id in ids] for example in batch], device=scores.device)
+        place = {document.id: column for column, document in enumerate(documents)}
+        positive = _marked([[place[id]] for id in own], scores)
+        also = _marked([[place[id] for id in e.positives if id in place] for e in batch], scores)
         scores = scores.masked_fill(also & ~positive, -torch.inf)
         best = positive.gather(1, scores.detach().argmax(-1, keepdim=True))
         loss = forward_kl(one_hot(positive), scores).mean()
@@ -125,3 +125,11 @@ class Contrastive(Objective):
         if not self.training:
             return example.positives[0]
         return example.positives[int(torch.randint(len(example.positives), ()))]
+
+
+def _marked(columns: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """True at the columns named for each row, of the shape of `like` [n, m]."""
+    marks = torch.zeros_like(like, dtype=torch.bool)
+    rows = [row for row, named in enumerate(columns) for _ in named]
+    marks[rows, [column for named in columns for column in named]] = True
+    return marks
