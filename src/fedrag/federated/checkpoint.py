@@ -65,8 +65,8 @@ def load(folder: Path, plan: Plan) -> Run | None:
             raise StoreError(f"{folder} was written by a newer fedrag (format {about['format']}): upgrade fedrag")
         if about["plan"] != plan.digest():
             raise ConfigError(
-                f"the run in {folder} had another plan (rounds, seed, keep_optimizer, evaluate, personal or precision): "
-                "resume with the same, or give Plan(checkpoint=...) another folder"
+                f"the run in {folder} had another plan (rounds, seed, keep_optimizer, evaluate, personal or "
+                "precision): resume with the same, or give Plan(checkpoint=...) another folder"
             )
         return Run(
             about["token"],

@@ -164,12 +164,13 @@ class Participant:
                 from fedrag.federated.randomness import RandomState
                 from fedrag.federated.trainers import trainable
 
-                self._trainable = trainable(self.build(self.site))
+                built = trainable(self.build(self.site))
                 self._random = RandomState.now()
-                self._fingerprint = _fingerprint(self._trainable, self.plan)
+                self._fingerprint = _fingerprint(built, self.plan)
+                self._trainable = built
             except Exception as error:
-                self._trainable = None
                 raise _Fault("build", error) from None
+            return built
         return self._trainable
 
     def _split(self, state: State) -> tuple[State, State]:

@@ -1,4 +1,4 @@
-"""What happened, round by round and site by site: plain numbers, as JSON and as the log of `transformers`' callbacks."""
+"""What happened, round by round and site by site: plain numbers, which go to JSON and back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Round:
     def from_json(cls, row: Mapping[str, Any]) -> Round:
         """What `asdict` made."""
         sites = {name: SiteRound(**site) for name, site in row["sites"].items()}
-        return cls(**{**row, "sites": sites, "silent": tuple(row["silent"])})
+        fields: dict[str, Any] = {**row, "sites": sites, "silent": tuple(row["silent"])}
+        return cls(**fields)
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class History:
 
 def averaged(sites: Mapping[str, SiteRound]) -> dict[str, float]:
     """The sites' numbers, each averaged over the sites that have it, with their examples as weights."""
-    names = dict.fromkeys(name for site in sites.values() for name in site.metrics)
+    names = dict.fromkeys(name for site in sites.values() for name in site.metrics if name != "num-examples")
     means: dict[str, float] = {}
     for name in names:
         having = [site for site in sites.values() if name in site.metrics]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from fedrag.errors import ConfigError
 from fedrag.federated.exchange import Precision
@@ -94,13 +94,13 @@ class Plan:
         if hasattr(self.strategy, "aggregate_train"):
             from fedrag.federated.strategies.flower import FlowerStrategy
 
-            return FlowerStrategy(self.strategy)
+            return FlowerStrategy(cast(Any, self.strategy))
         if missing := [n for n in ("begin", "add", "finish", "outgoing", "ranks") if not hasattr(self.strategy, n)]:
             raise ConfigError(
                 f"{type(self.strategy).__name__} is no strategy: it has no {missing[0]}; take Averaging(), ExactLoRA() "
                 "or one of flwr.serverapp.strategy"
             )
-        return self.strategy
+        return cast("Strategy", self.strategy)
 
     def digest(self) -> str:
         """Of all that must be the same at every site, and in a resumed run."""
