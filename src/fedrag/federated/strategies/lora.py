@@ -1,0 +1,253 @@
+"""Averaging LoRA adapters by what they do: the mean of the products s·B·A, not the product of the means.
+
+Each site's adapter changes a weight by s·B·A, with s = alpha / rank. Averaging A and B apart gives s·mean(B)·mean(A),
+which no site meant. Here the sites' factors are stacked, which is their mean exactly (FLoRA, Wang et al. 2024, arXiv
+2409.05976), and the stack is cut to the best approximation that fits the adapter (FlexLoRA, Bai et al. 2024, arXiv
+2402.11505). FedEx-LoRA (Singhal et al. 2024, arXiv 2410.09432) adds what the cut loses to the frozen weights; they stay
+as they are here, and what is lost is told each round:
+
+    lora_averaging_error    ‖mean(sBA) - s·mean(B)·mean(A)‖ / ‖mean(sBA)‖: what averaging A and B apart would do wrong
+    lora_truncation_error   ‖mean(sBA) - sBA‖ / ‖mean(sBA)‖: what the cut loses
+
+both Frobenius norms over all pairs, the former over those that all sites hold at one rank. Where it is small,
+`Averaging()` does as well in less memory: this strategy holds the adapters of all sites of a round.
+
+Sites may have adapters of different ranks and scales: the state has the largest rank met, and each site gets its best
+approximation of its own rank. Over many rounds that favours what the lowest rank can hold.
+
+The two factors of a product come out balanced, with equal norms, and unlike those of any site: a site that keeps its
+optimiser's state over rounds (`Plan(keep_optimizer=True)`) would apply it to other numbers. A pair that all sites
+return alike, as one site alone does, is taken over as it is, to the bit.
+
+The other way to exactness is to train B alone, from an A that is the same at all sites: FFA-LoRA (Sun et al. 2024,
+arXiv 2403.12313). It needs no strategy but `freeze_lora_a` in `build`, and sends half the bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedrag.errors import ConfigError, InputError
+from fedrag.federated.strategies.averaging import Averaging
+from fedrag.federated.strategies.pairs import Pair, is_a, pairs
+from fedrag.federated.strategies.strategy import Member, Update
+from fedrag.federated.trainable import State
+from fedrag.ops.aggregation import cast_once, product_norm, refactor
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """A site's pair: its share of the round's weight is to be divided by the total."""
+
+    weight: float
+    scale: float
+    b: Tensor  # [d, r]
+    a: Tensor  # [r, e]
+
+
+class ExactLoRA:
+    """Mean of the adapters' products; other parameters are averaged as by `Averaging`.
+
+    Raises:
+        ConfigError: from `begin`, for a state without LoRA pairs; from `outgoing`, where the scale of the state is not
+            known; from `finish`, where LoRA biases would have to be averaged over different scales.
+        InputError: from `add` and `outgoing`, for a site whose pairs do not fit the state's.
+    """
+
+    ranks = True
+
+    def __init__(self) -> None:
+        self._scales: dict[str, float] = {}  # of the state's pairs, by the name of their A
+
+    def begin(self, round: int, state: State) -> None:
+        """Forget the round before; before the first one, everything."""
+        if round == 0:
+            self._scales.clear()
+        self._pairs = pairs(state)
+        if not self._pairs:
+            raise ConfigError(
+                f"ExactLoRA averages products of LoRA pairs, and none of the {len(state)} parameters exchanged is "
+                "one: use Averaging(), which is exact for all others, and for lora_B alone where lora_A is frozen"
+            )
+        self._state = state
+        self._held: dict[str, list[_Factors]] = {pair.a: [] for pair in self._pairs}
+        self._others = Averaging()
+        self._others.begin(round, self._but_pairs(state))
+
+    def add(self, update: Update) -> None:
+        """Keep the reply's pairs, and fold in its other parameters."""
+        self._others.add(replace(update, state=self._but_pairs(update.state)))
+        for pair in self._pairs:
+            factors = _Factors(update.weight, _scale(update.member, pair), update.state[pair.b], update.state[pair.a])
+            _check_fit(update.member, pair, self._state, tuple(factors.b.shape), tuple(factors.a.shape))
+            if factors.a.shape == self._state[pair.a].shape:
+                self._scales.setdefault(pair.a, factors.scale)
+            if update.weight:
+                self._held[pair.a].append(factors)
+
+    def finish(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the next state, whose pairs may have grown in rank, and the two errors."""
+        others, _ = self._others.finish()
+        new = dict(self._state) | others
+        whole, wrong, lost = 0.0, 0.0, 0.0  # squared norms, over pairs
+        comparable = 0.0
+        for pair in self._pairs:
+            held = self._held[pair.a]
+            total = sum(factors.weight for factors in held)
+            rank = max(self._state[pair.a].shape[0], *(factors.a.shape[0] for factors in held))
+            scale = self._settle_scale(pair, rank)
+            left = torch.cat([_matrix(f.b) * (f.weight * f.scale / total) for f in held], dim=1)  # [d, k]
+            right = torch.cat([_matrix(f.a) for f in held])  # [k, e]
+            b, a, singular = refactor(left / scale, right, rank)
+            size = scale**2 * float(singular.square().sum())
+            whole += size
+            lost += scale**2 * float(singular[rank:].square().sum())
+            if len({factors.a.shape[0] for factors in held}) == 1:
+                mean_b = sum((_matrix(f.b) * (f.weight / total) for f in held), torch.zeros(()))
+                mean_a = sum((_matrix(f.a) * (f.weight / total) for f in held), torch.zeros(()))
+                apart = product_norm(torch.cat([left, -scale * mean_b], dim=1), torch.cat([right, mean_a]))
+                wrong += apart**2
+                comparable += size
+            if all(_same(held[0], other) for other in held) and (held[0].scale, held[0].a.shape[0]) == (scale, rank):
+                new[pair.b], new[pair.a] = held[0].b, held[0].a
+            else:
+                new[pair.b], new[pair.a] = self._shaped(pair, self._state, b, a)
+        numbers = {"lora_truncation_error": math.sqrt(lost / whole) if whole else 0.0}
+        if comparable:
+            numbers["lora_averaging_error"] = math.sqrt(wrong / comparable)
+        return new, numbers
+
+    def outgoing(self, state: State, member: Member) -> State:
+        """The state, its pairs at the rank and the scale that the site has."""
+        out = dict(state)
+        for pair in pairs(state):
+            try:
+                shape_b, shape_a = member.shapes[pair.b], member.shapes[pair.a]
+            except KeyError as error:
+                raise InputError(f"site {member.site!r} has no parameter {error}; build the same model there") from None
+            _check_fit(member, pair, state, shape_b, shape_a)
+            scale, rank = _scale(member, pair), shape_a[0]
+            if rank == state[pair.a].shape[0]:
+                of_state = self._scales.setdefault(pair.a, scale)
+                if of_state != scale:
+                    out[pair.b] = cast_once(state[pair.b].double() * (of_state / scale), state[pair.b].dtype)
+                continue
+            of_state = self._scales.get(pair.a)
+            b, a, singular = refactor(
+                _matrix(state[pair.b]) * ((of_state or scale) / scale), _matrix(state[pair.a]), rank
+            )
+            if of_state is None and singular[0] > 0:
+                raise ConfigError(
+                    f"the state holds {pair.a!r} at rank {state[pair.a].shape[0]} and site {member.site!r} at rank "
+                    f"{rank}; what the state's product is multiplied by is known once a site of the state's rank was "
+                    "met: let one take part in the first round, or start from a state with lora_B = 0"
+                )
+            out[pair.b], out[pair.a] = self._shaped(pair, state, b, a)
+        return out
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the state's products are multiplied by, by the name of the pair's A."""
+        return {name: torch.tensor(scale, dtype=torch.float64) for name, scale in self._scales.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self._scales = {name: float(scale) for name, scale in state.items()}
+
+    def _but_pairs(self, state: State) -> State:
+        mine = {name for pair in self._pairs for name in (pair.a, pair.b)}
+        return {name: value for name, value in state.items() if name not in mine}
+
+    def _settle_scale(self, pair: Pair, rank: int) -> float:
+        """The scale of the new state: as before, or that of the first site with the larger rank."""
+        held = self._held[pair.a]
+        if rank > self._state[pair.a].shape[0]:
+            self._scales[pair.a] = next(factors.scale for factors in held if factors.a.shape[0] == rank)
+        scale = self._scales.setdefault(pair.a, held[0].scale)
+        bias = pair.b.removesuffix("weight") + "bias"
+        if bias in self._state and any(factors.scale != scale for factors in held):
+            raise ConfigError(
+                f"{bias!r} is multiplied by another scale at each site, so its mean is none: train without lora_bias, "
+                "or with the same lora_alpha and rank everywhere"
+            )
+        return scale
+
+    @staticmethod
+    def _shaped(pair: Pair, state: State, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrices `[d, r]` and `[r, e]` in the shapes and dtypes of the pair, able to learn in all r directions.
+
+        A direction that the product lacks is zero in both factors, and no gradient would ever reach either. It begins
+        as peft begins: random in A and zero in B; in embeddings the other way round.
+        """
+        old_b, old_a = state[pair.b], state[pair.a]
+        empty = (b == 0).all(0) & (a == 0).all(1)  # [r]
+        if empty.any():
+            draw = torch.Generator().manual_seed(zlib.crc32(pair.a.encode()))
+            if pair.embedding:
+                b = torch.where(empty, torch.randn(b.shape, generator=draw, dtype=b.dtype), b)
+            else:
+                rows = (torch.rand(a.shape, generator=draw, dtype=a.dtype) * 2 - 1) / math.sqrt(a.shape[1])
+                a = torch.where(empty.unsqueeze(1), rows, a)
+        rank = a.shape[0]
+        return (
+            cast_once(b, old_b.dtype).reshape(old_b.shape[0], rank, *old_b.shape[2:]),
+            cast_once(a, old_a.dtype).reshape(rank, *old_a.shape[1:]),
+        )
+
+
+def freeze_lora_a(module: nn.Module) -> int:
+    """Let the module's LoRA pairs be trained in B alone (FFA-LoRA); return how many there are.
+
+    Averaging B is then averaging the products, exactly, where every site has the same A: give all sites the same seed
+    before the adapters are made, or load them from one folder. Call it before the trainer is made.
+
+    Raises:
+        ConfigError: where there is no pair, or one whose A is zero, so that B would never have an effect.
+    """
+    frozen = [parameter for name, parameter in module.named_parameters() if is_a(name)]
+    if not frozen:
+        raise ConfigError(f"the {type(module).__name__} has no lora_A to freeze: give it LoRA adapters first")
+    for name, parameter in module.named_parameters():
+        if is_a(name) and not bool(parameter.any()):
+            raise ConfigError(
+                f"{name!r} is zero, and frozen so it would keep its pair from any effect; adapters of embeddings begin "
+                "that way: leave embeddings out of target_modules"
+            )
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return len(frozen)
+
+
+def _matrix(factor: Tensor) -> Tensor:
+    """In float64, with the kernel of a convolution flattened: `[d, r]` or `[r, e]`."""
+    return factor.double().flatten(1)
+
+
+def _same(one: _Factors, other: _Factors) -> bool:
+    return one.scale == other.scale and torch.equal(one.b, other.b) and torch.equal(one.a, other.a)
+
+
+def _scale(member: Member, pair: Pair) -> float:
+    scale = member.scales.get(pair.module)
+    if scale is None or not math.isfinite(scale) or scale == 0:
+        raise InputError(
+            f"site {member.site!r} gives {scale} as the scale of {pair.module!r}, a finite number other than 0 is "
+            "wanted (lora_alpha / rank); what is trained tells it in scales()"
+        )
+    return scale
+
+
+def _check_fit(member: Member, pair: Pair, state: State, shape_b: tuple[int, ...], shape_a: tuple[int, ...]) -> None:
+    """All but the rank must be the state's, and both factors must have the same."""
+    want_b, want_a = tuple(state[pair.b].shape), tuple(state[pair.a].shape)
+    rank = shape_a[0]
+    if shape_b != (want_b[0], rank, *want_b[2:]) or shape_a[1:] != want_a[1:] or any(n != 1 for n in want_b[2:]):
+        raise InputError(
+            f"site {member.site!r} has {pair.b!r} as {shape_b} and {pair.a!r} as {shape_a}, the state as {want_b} and "
+            f"{want_a}; they may differ in the rank alone, and grouped convolutions have none that is one"
+        )
