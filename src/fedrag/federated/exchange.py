@@ -13,9 +13,9 @@ arrays, which Flower's tools can read.
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,6 +35,12 @@ Precision = Literal["keep", "bfloat16"]
 _RAW = "fedrag.raw"
 _SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _SHORT = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DIMENSIONS = 32
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f(?P<bytes>[248])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n",
+    re.DOTALL,
+)
 _LONG = {short: long for long, short in _SHORT.items()}
 
 
@@ -50,15 +56,20 @@ Packs = Mapping[str, Packed]
 
 
 def pack(state: State, precision: Precision = "keep") -> dict[str, Packed]:
-    """The tensors as bytes, in their own dtype or cast to bf16. Raises `InputError` for a dtype that is no float."""
+    """The tensors as bytes, in their own dtype, or those of 32 and 64 bits as bf16.
+
+    Raises `InputError` for a dtype that is no float.
+    """
     import torch
 
     packs: dict[str, Packed] = {}
     for name, value in state.items():
-        cast = value.detach().to("cpu", torch.bfloat16 if precision == "bfloat16" else value.dtype).contiguous()
-        dtype = str(cast.dtype).removeprefix("torch.")
+        dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in _SIZES:
             raise InputError(f"{name!r} is of {dtype}; what is exchanged is one of {', '.join(_SIZES)}")
+        if precision == "bfloat16" and _SIZES[dtype] > 2:
+            dtype = "bfloat16"
+        cast = value.detach().to("cpu", getattr(torch, dtype)).contiguous()
         packs[name] = Packed(dtype, tuple(cast.shape), cast.reshape(-1).view(torch.uint8).numpy().tobytes())
     return packs
 
@@ -92,15 +103,8 @@ def from_record(record: ArrayRecord) -> dict[str, Packed]:
     """What another process sent. Raises `InputError` for anything that is not as it says it is; runs nothing of it."""
     packs: dict[str, Packed] = {}
     for name, array in record.items():
-        if array.stype == _RAW:
-            packs[name] = _checked(name, Packed(array.dtype, tuple(array.shape), array.data))
-            continue
-        try:
-            value = np.load(io.BytesIO(array.data), allow_pickle=False)
-        except (ValueError, EOFError, OSError):
-            raise InputError(f"{name!r} is no array: its bytes do not read as NumPy's format") from None
-        data = np.ascontiguousarray(value).tobytes()
-        packs[name] = _checked(name, Packed(str(value.dtype), tuple(value.shape), data))
+        p = Packed(array.dtype, tuple(array.shape), array.data) if array.stype == _RAW else _from_npy(name, array.data)
+        packs[name] = _checked(name, p)
     return packs
 
 
@@ -121,10 +125,11 @@ def from_bytes(data: bytes) -> tuple[dict[str, Packed], dict[str, str]]:
     try:
         found = {name: (_LONG[t["dtype"]], tuple(t["shape"]), t["data"]) for name, t in safetensors.deserialize(data)}
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = described.pop("__metadata__", None) or {}
+        packs = {name: Packed(found[name][0], found[name][1], bytes(found[name][2])) for name in described}
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"these bytes are no state: {type(error).__name__}") from None
-    header = described.pop("__metadata__", {})
-    return {name: Packed(found[name][0], found[name][1], bytes(found[name][2])) for name in described}, header
+    return {name: _checked(name, p) for name, p in packs.items()}, header
 
 
 def size(packs: Packs) -> int:
@@ -132,9 +137,25 @@ def size(packs: Packs) -> int:
     return sum(len(p.data) for p in packs.values())
 
 
+def _from_npy(name: str, data: bytes) -> Packed:
+    """What `np.save` writes, read without it: a header of another's making may ask NumPy for any amount of memory."""
+    length = 10 + int.from_bytes(data[8:10], "little")
+    head = _NPY.fullmatch(data[:length])
+    if head is None:
+        raise InputError(f"{name!r} is no array of floats in NumPy's format, version 1, row by row and little-endian")
+    shape = tuple(int(part) for part in head["shape"].decode().split(",") if part.strip())
+    return Packed(f"float{8 * int(head['bytes'])}", shape, data[length:])
+
+
 def _checked(name: str, p: Packed) -> Packed:
     if p.dtype not in _SIZES:
         raise InputError(f"{name!r} is of {p.dtype}; what is exchanged is one of {', '.join(_SIZES)}")
-    if any(length < 0 for length in p.shape) or math.prod(p.shape) * _SIZES[p.dtype] != len(p.data):
+    # an array without numbers may still say that it is of any shape, which torch would stumble over
+    span = math.prod(max(length, 1) for length in p.shape)
+    if len(p.shape) > _DIMENSIONS or min(p.shape, default=0) < 0 or span > 2**53:
+        raise InputError(
+            f"{name!r} says that it has {len(p.shape)} dimensions, {span} numbers apart; that is no tensor"
+        )
+    if math.prod(p.shape) * _SIZES[p.dtype] != len(p.data):
         raise InputError(f"{name!r} says that it is {p.shape} of {p.dtype}, and has {len(p.data)} bytes")
     return p

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Weighting = Literal["examples", "uniform"]
 
+_MEMBERS = ("ranks", "begin", "add", "finish", "outgoing", "state_dict", "load_state_dict")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -36,7 +38,7 @@ class Plan:
         strategy: how the states become one: `Averaging()` if `None`, `ExactLoRA()`, or a strategy of
             `flwr.serverapp.strategy`.
         fraction: share of the sites that train in a round, drawn from `seed`; never fewer than the quorum.
-        weighting: a site's weight in an average: its number of "examples", or "uniform".
+        weighting: a site's weight in an average: its number of "examples", which is its own word, or "uniform".
         seed: of the sites' data order and dropout (with the site and the round) and of what `fraction` draws.
         keep_optimizer: each site keeps its optimiser's state from round to round, on its own disk; else it starts anew.
         evaluate: each site measures what it gets before it trains, and the final state.
@@ -68,22 +70,31 @@ class Plan:
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "quorum"):
+        for name, least in (("rounds", 1), ("quorum", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is a whole number from 1 on, got {value!r}")
-        if not 0 < self.fraction <= 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} is a whole number from {least} on, got {value!r}")
+        for name in ("keep_optimizer", "evaluate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is true or false, got {getattr(self, name)!r}")
+        if not _number(self.fraction) or self.fraction > 1:
             raise ConfigError(f"fraction is a share above 0 and up to 1, got {self.fraction!r}")
         for name, known in (("weighting", get_args(Weighting)), ("precision", get_args(Precision))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("round_timeout", "node_timeout", "max_norm"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if not _number(value) and not (value is None and name == "max_norm"):
                 raise ConfigError(f"{name} is a number above 0, got {value!r}")
-        if isinstance(self.personal, str) or not all(self.personal):
-            raise ConfigError(f"personal is a list of patterns, as ['generator/*norm*'], got {self.personal!r}")
-        self.folding()  # a strategy that cannot be used says so now
+        personal, folder = cast(Any, self.personal), cast(Any, self.checkpoint)
+        if not isinstance(personal, list | tuple) or not all(
+            isinstance(one, str) and one for one in cast(Any, personal)
+        ):
+            raise ConfigError(f"personal is a list of patterns, as ['generator/*norm*'], got {personal!r}")
+        if folder is not None and not (isinstance(folder, str | Path) and str(folder)):
+            raise ConfigError(f"checkpoint is the path of a folder, or None, got {folder!r}")
+        if self.strategy is not None:  # the default works, and to make it would load torch
+            self.folding()
 
     def folding(self) -> Strategy:
         """The strategy, behind our protocol."""
@@ -91,11 +102,15 @@ class Plan:
 
         if self.strategy is None:
             return Averaging()
+        if isinstance(self.strategy, type):
+            raise ConfigError(
+                f"strategy is the class {self.strategy.__name__}: give {self.strategy.__name__}(), one of it"
+            )
         if hasattr(self.strategy, "aggregate_train"):
             from fedrag.federated.strategies.flower import FlowerStrategy
 
             return FlowerStrategy(cast(Any, self.strategy))
-        if missing := [n for n in ("begin", "add", "finish", "outgoing", "ranks") if not hasattr(self.strategy, n)]:
+        if missing := [name for name in _MEMBERS if not hasattr(self.strategy, name)]:
             raise ConfigError(
                 f"{type(self.strategy).__name__} is no strategy: it has no {missing[0]}; take Averaging(), ExactLoRA() "
                 "or one of flwr.serverapp.strategy"
@@ -106,3 +121,7 @@ class Plan:
         """Of all that must be the same at every site, and in a resumed run."""
         named = [self.rounds, self.seed, self.keep_optimizer, self.evaluate, list(self.personal), self.precision]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
