@@ -16,10 +16,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from fedrag.federated.exchange import Packs, from_bytes, pack, to_bytes, unpack
+from fedrag.federated.exchange import Packs, pack, unpack
+from fedrag.federated.kept import Kept
 from fedrag.federated.plan import Plan
 from fedrag.federated.site import Site
 
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
 FAULTS = {
     "request": "the request is malformed",
+    "hello": "telling what it trains failed",
     "build": "build(site) failed",
     "fingerprint": "its base model, parameter names, adapters or plan are not those of the other sites",
     "state": "the state does not fit its trainer",
     "evaluate": "evaluating failed",
     "train": "training failed",
+    "close": "taking over the final state failed",
     "finite": "its training gave numbers that are not finite",
     "worker": "its resident worker does not answer",
 }
@@ -42,7 +45,6 @@ FAULTS = {
 Scalar = str | int | float | bool
 
 _METRIC = re.compile(r"[a-zA-Z][a-zA-Z0-9_@./-]{0,63}")
-_TOKEN = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger("fedrag.site")
 
 
@@ -82,6 +84,7 @@ class Participant:
         self._fingerprint = ""
         self._run: Scalar = ""
         self._random: RandomState | None = None
+        self._own: Packs = {}  # the site's own parameters as `build` made them
 
     def answer(self, request: Request) -> Reply:
         """Answer; what fails becomes a reply that says so. Interrupts pass."""
@@ -89,89 +92,89 @@ class Participant:
         try:
             if request.kind not in work:
                 raise _Fault("request")
-            return work[request.kind](request)
+            kept = _attempt("request", lambda: Kept(self.site, request.config.get("run")))
+            return _attempt(request.kind, lambda: work[request.kind](request, kept))
         except _Fault as fault:
             _log.error("site %s: %s", self.site.name, FAULTS[fault.code], exc_info=fault.cause)
             cause = type(fault.cause).__name__ if fault.cause else ""
             return Reply({"site": self.site.name, "fault": fault.code, **({"class": cause[:64]} if cause else {})})
 
-    def _hello(self, request: Request) -> Reply:
-        if self._run != request.config.get("run"):
+    def _hello(self, request: Request, kept: Kept) -> Reply:
+        if self._run != request.config["run"]:
             self._trainable = None  # another run starts from what `build` makes, not from what the last one left
-        self._run = request.config.get("run", "")
         began = time.perf_counter()
-        trainable = self._built()
+        trainable = self._built(request)
         seconds = time.perf_counter() - began
         exchanged, _ = self._split(trainable.exchange_state())
         metrics = {"num-examples": float(trainable.num_examples), "build_seconds": seconds}
         return Reply({**self._known(), **_scales(trainable)}, metrics, pack(exchanged, self.plan.precision))
 
-    def _train(self, request: Request) -> Reply:
+    def _train(self, request: Request, kept: Kept) -> Reply:
         from fedrag.federated.trainable import Segment
 
-        trainable = self._ready(request)
         round = request.config.get("round")
-        if not isinstance(round, int) or not 0 <= round < self.plan.rounds:
+        if type(round) is not int or not 0 <= round < self.plan.rounds:
             raise _Fault("request")
-        metrics = {"num-examples": float(trainable.num_examples)}
-        if self.plan.evaluate:
-            metrics |= _numbers(_attempt("evaluate", trainable.evaluate), "eval_")
-        folder = self._folder(request)
-        optimizer = folder / "optimizer.pt" if self.plan.keep_optimizer else None
+        trainable = self._ready(request, kept, round)
+        metrics = {"num-examples": float(trainable.num_examples), **self._measured(trainable)}
+        optimizer = kept.optimizer if self.plan.keep_optimizer else None
         segment = Segment(round, self.plan.rounds, self.site.name, self.plan.seed, optimizer)
         if round == 0 and self._random is not None:
             self._random.restore()  # as if nothing had come between building and training
         began = time.perf_counter()
-        metrics |= _numbers(_attempt("train", lambda: trainable.train(segment)), "train_")
+        metrics |= numbers(trainable.train(segment), "train_")
         metrics["train_seconds"] = time.perf_counter() - began
         exchanged, own = self._split(trainable.exchange_state())
         if not all(bool(value.isfinite().all()) for value in (*exchanged.values(), *own.values())):
             raise _Fault("finite")
         if own:
-            _write(folder / "personal.safetensors", own)
+            kept.keep_own(round, own)
         return Reply(self._known(), metrics, pack(exchanged, self.plan.precision))
 
-    def _close(self, request: Request) -> Reply:
-        trainable = self._ready(request)
+    def _close(self, request: Request, kept: Kept) -> Reply:
+        trainable = self._ready(request, kept, self.plan.rounds)
         if finish := getattr(trainable, "finish", None):
-            _attempt("train", finish)
-        _write(self._folder(request) / "final.safetensors", trainable.exchange_state())
-        metrics = {"num-examples": float(trainable.num_examples)}
-        if self.plan.evaluate:
-            metrics |= _numbers(_attempt("evaluate", trainable.evaluate), "eval_")
-        return Reply(self._known(), metrics)
+            finish()
+        kept.keep_final(trainable.exchange_state())
+        return Reply(self._known(), {"num-examples": float(trainable.num_examples), **self._measured(trainable)})
 
-    def _ready(self, request: Request) -> Trainable:
-        """The trainer with the request's state in it, and the site's own parameters as the site left them."""
-        trainable = self._built()
+    def _ready(self, request: Request, kept: Kept, round: int) -> Trainable:
+        """The trainer with the request's state in it, and the site's own parameters as the rounds before left them."""
+        trainable = self._built(request)
         if request.config.get("fingerprint") != self._fingerprint:
             raise _Fault("fingerprint")
-        here = trainable.exchange_state()
-        _, own = self._split(here)
-        kept = self._folder(request) / "personal.safetensors"
-        if own and kept.is_file():
-            own = unpack(from_bytes(kept.read_bytes())[0])
-        try:
+
+        def load() -> None:
+            own = unpack((kept.own(round) if self._own else None) or self._own)
             got = unpack(request.state)
-            trainable.load_exchange_state({name: own[name] if name in own else got[name] for name in {**here, **got}})
-        except Exception as error:
-            raise _Fault("state", error) from None
+            names = dict.fromkeys([*trainable.exchange_state(), *got])
+            trainable.load_exchange_state({name: own[name] if name in own else got[name] for name in names})
+
+        _attempt("state", load)
         return trainable
 
-    def _built(self) -> Trainable:
-        if self._trainable is None:
-            try:
-                from fedrag.federated.randomness import RandomState
-                from fedrag.federated.trainers import trainable
+    def _built(self, request: Request) -> Trainable:
+        if self._trainable is not None:
+            return self._trainable
+        self._run = request.config["run"]
+        self._trainable = built = _attempt("build", self._build)
+        return built
 
-                built = trainable(self.build(self.site))
-                self._random = RandomState.now()
-                self._fingerprint = _fingerprint(built, self.plan)
-                self._trainable = built
-            except Exception as error:
-                raise _Fault("build", error) from None
-            return built
-        return self._trainable
+    def _build(self) -> Trainable:
+        from fedrag.federated.randomness import RandomState
+        from fedrag.federated.trainers import trainable
+
+        built = trainable(self.build(self.site))
+        self._random = RandomState.now()
+        exchanged, own = self._split(built.exchange_state())
+        self._own = pack(own)
+        self._fingerprint = _fingerprint(built, exchanged, self.plan)
+        return built
+
+    def _measured(self, trainable: Trainable) -> dict[str, float]:
+        if not self.plan.evaluate:
+            return {}
+        return _attempt("evaluate", lambda: numbers(trainable.evaluate(), "eval_"))
 
     def _split(self, state: State) -> tuple[State, State]:
         from fedrag.federated.trainable import personal
@@ -181,48 +184,39 @@ class Participant:
     def _known(self) -> dict[str, Scalar]:
         return {"site": self.site.name, "fingerprint": self._fingerprint}
 
-    def _folder(self, request: Request) -> Path:
-        """What this site keeps of this run."""
-        run = request.config.get("run")
-        if not isinstance(run, str) or not _TOKEN.fullmatch(run):  # it becomes a folder's name
-            raise _Fault("request")
-        folder = self.site.state / run
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder
-
 
 def _attempt(code: str, work: Callable[[], Any]) -> Any:
+    """What `work` returns; what goes wrong in it is a fault of this code, unless it says which it is.
+
+    `build` and trainers are anybody's code, and whatever they raise may quote the site's data: nothing may pass.
+    """
     try:
         return work()
+    except _Fault:
+        raise
     except Exception as error:
         raise _Fault(code, error) from None
 
 
-def _numbers(found: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The plain finite numbers under plain names, and nothing else that a trainer may put there."""
     named = {name if name.startswith(prefix) else f"{prefix}{name}": value for name, value in found.items()}
     return {
         name: float(value)
         for name, value in named.items()
-        if _METRIC.fullmatch(name) and isinstance(value, int | float) and math.isfinite(value)
+        if _METRIC.fullmatch(name) and isinstance(value, Real) and math.isfinite(value)
     }
 
 
-def _fingerprint(trainable: Trainable, plan: Plan) -> str:
+def _fingerprint(trainable: Trainable, exchanged: State, plan: Plan) -> str:
     own = getattr(trainable, "fingerprint", None)
     if own is not None:
         told = own(tuple(plan.personal))
     else:
-        told = [[name, list(value.shape), str(value.dtype)] for name, value in trainable.exchange_state().items()]
+        told = [[name, list(value.shape), str(value.dtype)] for name, value in exchanged.items()]
     return hashlib.sha256(json.dumps([plan.digest(), told]).encode()).hexdigest()
 
 
 def _scales(trainable: Trainable) -> dict[str, Scalar]:
     scales = getattr(trainable, "scales", dict[str, float])()
     return {"scales": json.dumps(scales)} if scales else {}
-
-
-def _write(path: Path, state: State) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(to_bytes(pack(state)))
-    part.replace(path)
