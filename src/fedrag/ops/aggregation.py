@@ -30,11 +30,6 @@ def fold(mean: Tensor, weight_before: float, value: Tensor, weight: float) -> No
     mean.add_(value.to(mean.dtype) - mean, alpha=weight / (weight_before + weight))
 
 
-def cast_once(mean: Tensor, dtype: torch.dtype) -> Tensor:
-    """`mean` in the dtype that the parameter had; to the nearest whole number where that is one."""
-    return (mean if dtype.is_floating_point else mean.round()).to(dtype)
-
-
 def refactor(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best approximation of `left @ right` that has a given rank, in two balanced factors.
 

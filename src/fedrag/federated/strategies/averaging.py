@@ -23,7 +23,7 @@ from torch import Tensor
 from fedrag.errors import ConfigError, InputError, TrainingError
 from fedrag.federated.strategies.strategy import Member, Update
 from fedrag.federated.trainable import State, zeros_like
-from fedrag.ops.aggregation import cast_once, fold
+from fedrag.ops.aggregation import fold
 
 
 class Averaging:
@@ -65,7 +65,7 @@ class Averaging:
                 f"the replies of {self._sites} sites weigh 0 in total, so they have no mean: give a site examples to "
                 "train on, or set Plan(weighting='uniform')"
             )
-        return {name: cast_once(self._mean[name], value.dtype) for name, value in self._state.items()}, {}
+        return {name: self._mean[name].to(value.dtype) for name, value in self._state.items()}, {}
 
     def outgoing(self, state: State, member: Member) -> State:
         """The state itself."""

@@ -38,7 +38,7 @@ from fedrag.federated.strategies.averaging import Averaging
 from fedrag.federated.strategies.pairs import Pair, is_a, pairs
 from fedrag.federated.strategies.strategy import Member, Update
 from fedrag.federated.trainable import State
-from fedrag.ops.aggregation import cast_once, product_norm, refactor
+from fedrag.ops.aggregation import product_norm, refactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class ExactLoRA:
             if rank == state[pair.a].shape[0]:
                 of_state = self._scales.setdefault(pair.a, scale)
                 if of_state != scale:
-                    out[pair.b] = cast_once(state[pair.b].double() * (of_state / scale), state[pair.b].dtype)
+                    out[pair.b] = (state[pair.b].double() * (of_state / scale)).to(state[pair.b].dtype)
                 continue
             of_state = self._scales.get(pair.a)
             b, a, singular = refactor(
@@ -195,8 +195,8 @@ class ExactLoRA:
                 a = torch.where(empty.unsqueeze(1), rows, a)
         rank = a.shape[0]
         return (
-            cast_once(b, old_b.dtype).reshape(old_b.shape[0], rank, *old_b.shape[2:]),
-            cast_once(a, old_a.dtype).reshape(rank, *old_a.shape[1:]),
+            b.to(old_b.dtype).reshape(old_b.shape[0], rank, *old_b.shape[2:]),
+            a.to(old_a.dtype).reshape(rank, *old_a.shape[1:]),
         )
 
 
