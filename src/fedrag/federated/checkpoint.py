@@ -69,13 +69,15 @@ def load(folder: Path, plan: Plan) -> Run | None:
                 "precision): resume with the same, or give Plan(checkpoint=...) another folder"
             )
         return Run(
-            about["token"],
-            about["fingerprint"],
+            str(about["token"]),
+            str(about["fingerprint"]),
             unpack(from_bytes((version / "state.safetensors").read_bytes())[0]),
             unpack(from_bytes((version / "strategy.safetensors").read_bytes())[0]),
             History.from_json(about["history"]),
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # an `InputError` is a `ValueError`
         raise StoreError(
             f"the run in {folder} cannot be read ({type(error).__name__}): restore it from a copy"
         ) from None

@@ -25,8 +25,8 @@ class Round:
         rejected: sites whose reply was left out, and why.
         silent: sites that gave none in time.
         metrics: the sites' numbers, averaged with their examples as weights, and the strategy's own.
-        bytes_down: bytes of the arrays that went to the sites.
-        bytes_up: bytes of the arrays that came from them.
+        bytes_down: bytes of the numbers that went to the sites.
+        bytes_up: bytes of the numbers that came from them; not what a site shows of its state when it is met.
         seconds: from the first message to the new state.
     """
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def reporting(plan: Plan, callbacks: Sequence[TrainerCallback], progress: bool) -> Generator[Callable[[Round], None]]:
     """What to call after every round.
 
-    Callbacks get `on_train_begin`, then for each round `on_log` and, where sites measured, `on_evaluate` with
-    `state.global_step` rounds done, and `on_train_end`.
+    Callbacks get `on_train_begin`; for each round, where sites measured what they got, `on_log` and `on_evaluate` at
+    the step before it, and `on_log` of the training at its own; `on_train_end` at last, also when the run fails. What
+    they write into `control` has no effect.
     """
     feed = _feed(plan, callbacks) if callbacks else None
     with tqdm(total=plan.rounds, desc="rounds", unit="round", disable=not progress) as bar:
@@ -54,16 +55,22 @@ def _feed(plan: Plan, callbacks: Sequence[TrainerCallback]) -> Callable[[Round |
                 callback.on_train_end(args, state, control)
             return
         # a round's sites measured what came before it
-        measured = {name: value for name, value in done.metrics.items() if name.startswith("eval_")}
-        state.epoch = state.global_step = done.number
+        eval_ = {name: value for name, value in done.metrics.items() if name.startswith("eval_")}
+        trained = {name: value for name, value in done.metrics.items() if name not in eval_}
+        if eval_:
+            log(done.number, eval_)
+            for callback in callbacks:
+                callback.on_evaluate(args, state, control, metrics=eval_)
+        if done.number < plan.rounds:
+            log(
+                done.number + 1,
+                {**trained, "sites": float(len(done.sites)), "bytes": float(done.bytes_down + done.bytes_up)},
+            )
+
+    def log(step: int, logs: dict[str, float]) -> None:
+        state.epoch = state.global_step = step
+        state.log_history.append({**logs, "step": float(step)})
         for callback in callbacks:
-            if measured:
-                callback.on_evaluate(args, state, control, metrics=measured)
-        state.epoch = state.global_step = min(done.number + 1, plan.rounds)
-        trained = {name: value for name, value in done.metrics.items() if name not in measured}
-        logs = {**trained, "sites": float(len(done.sites)), "bytes": float(done.bytes_down + done.bytes_up)}
-        state.log_history.append({**logs, **measured, "step": float(state.global_step)})
-        for callback in callbacks:
-            callback.on_log(args, state, control, logs=logs)
+            callback.on_log(args, state, control, logs=dict(logs))
 
     return tell

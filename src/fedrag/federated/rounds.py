@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fedrag.errors import InputError, QuorumError
+from fedrag.errors import ConfigError, InputError, QuorumError
 from fedrag.federated import checkpoint
 from fedrag.federated.checkpoint import Run
 from fedrag.federated.client import Reply, Request, Scalar
@@ -26,7 +26,7 @@ from fedrag.federated.exchange import Packs, pack, size
 from fedrag.federated.history import History, Round, SiteRound, averaged
 from fedrag.federated.plan import Plan
 from fedrag.federated.roster import Roster
-from fedrag.federated.screening import screened, told
+from fedrag.federated.screening import measured, screened
 from fedrag.federated.strategies.strategy import Update
 from fedrag.federated.transport import ask, await_nodes
 
@@ -88,11 +88,12 @@ class Rounds:
         began = time.monotonic()
         waiting = self._sample(number)
         self.strategy.begin(number, run.state)
-        sent = self._outgoing(run, waiting)
-        config: dict[str, Scalar] = {"run": run.token, "fingerprint": run.fingerprint, "round": number}
-        arrived: dict[int, Update | str] = {}
         used: dict[str, SiteRound] = {}
         rejected: dict[str, str] = {}
+        sent = self._outgoing(run, waiting, rejected)
+        waiting = list(sent)
+        config: dict[str, Scalar] = {"run": run.token, "fingerprint": run.fingerprint, "round": number}
+        arrived: dict[int, Update | str] = {}
         bytes_up = 0
         for node, reply in ask(self.grid, _requests("train", config, sent), self.plan.round_timeout):
             bytes_up += size(reply.state) if isinstance(reply, Reply) else 0
@@ -127,42 +128,53 @@ class Rounds:
     ) -> None:
         update = arrived.pop(node)
         if isinstance(update, str):
-            rejected[self.roster.members[node].site] = update
-            _log.warning("site %s is left out: %s", self.roster.members[node].site, update)
+            self._reject(self.roster.members[node].site, update, rejected)
         else:
             self.strategy.add(update)
             used[update.member.site] = SiteRound(update.metrics["num-examples"], update.metrics)
 
+    def _reject(self, site: str, why: str, rejected: dict[str, str]) -> None:
+        rejected[site] = why
+        _log.warning("site %s is left out: %s", site, why)
+
     def _close(self, run: Run) -> Round:
         began = time.monotonic()
-        nodes = self.roster.by_name()
-        sent = self._outgoing(run, nodes)
-        config: dict[str, Scalar] = {"run": run.token, "fingerprint": run.fingerprint}
-        replies = dict(ask(self.grid, _requests("close", config, sent), self.plan.round_timeout))
         used: dict[str, SiteRound] = {}
         rejected: dict[str, str] = {}
-        for node in nodes:
-            reply, site = replies.get(node), self.roster.members[node].site
-            if isinstance(reply, str):
-                rejected[site] = reply
-            elif reply is not None and (fault := told(reply)):
-                rejected[site] = fault
-            elif reply is not None:
-                used[site] = SiteRound(reply.metrics.get("num-examples", 0.0), reply.metrics)
-        silent = tuple(self.roster.members[node].site for node in nodes if node not in replies)
+        sent = self._outgoing(run, self.roster.by_name(), rejected)
+        config: dict[str, Scalar] = {"run": run.token, "fingerprint": run.fingerprint}
+        replies = dict(ask(self.grid, _requests("close", config, sent), self.plan.round_timeout))
+        for node in (node for node in sent if node in replies):
+            reply, member = replies[node], self.roster.members[node]
+            try:
+                if isinstance(reply, str):
+                    raise InputError(reply)
+                used[member.site] = measured(reply, member)
+            except InputError as error:
+                self._reject(member.site, str(error), rejected)
+        silent = tuple(self.roster.members[node].site for node in sent if node not in replies)
         down = sum(map(size, sent.values()))
         return Round(self.plan.rounds, used, rejected, silent, averaged(used), down, 0, time.monotonic() - began)
 
     def _sample(self, number: int) -> list[int]:
         """The nodes that train in this round, in the order of their names; the same ones when it is run again."""
         nodes = self.roster.by_name()
-        size = min(len(nodes), max(self.plan.quorum, math.ceil(self.plan.fraction * len(nodes))))
+        size = min(len(nodes), max(self.plan.quorum, math.ceil(self.plan.fraction * len(nodes) - 1e-9)))
         drawn = random.Random(f"{self.plan.seed}/{number}").sample(range(len(nodes)), size)
         return [nodes[place] for place in sorted(drawn)]
 
-    def _outgoing(self, run: Run, nodes: list[int]) -> dict[int, Packs]:
-        members = self.roster.members
-        return {node: pack(self.strategy.outgoing(run.state, members[node]), self.plan.precision) for node in nodes}
+    def _outgoing(self, run: Run, nodes: list[int], rejected: dict[str, str]) -> dict[int, Packs]:
+        """What each site gets. One for which the strategy has no state is left out, and the others train."""
+        sent: dict[int, Packs] = {}
+        for node in nodes:
+            member = self.roster.members[node]
+            try:
+                sent[node] = pack(self.strategy.outgoing(run.state, member), self.plan.precision)
+            except ConfigError:
+                raise
+            except InputError as error:
+                self._reject(member.site, str(error), rejected)
+        return sent
 
     def _over(self, run: Run, done: Round) -> None:
         if self.plan.checkpoint:

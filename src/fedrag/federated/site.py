@@ -69,7 +69,7 @@ class Site:
         state: str | Path | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise ConfigError(f"{name!r} is no name for a site: take letters, digits, '_', '.' and '-', 64 at most")
         self.name = name
         self.folder = Path(folder or ".")
@@ -102,9 +102,15 @@ class Site:
                 raise ConfigError(f"{path}: {key} must be a {'table' if kind is dict else 'text'}, got {raw[key]!r}")
         if "name" not in raw:
             raise ConfigError(f'{path}: name is missing, as in name = "north"')
+        if not is_name(raw["name"]):
+            raise ConfigError(
+                f"{path}: {raw['name']!r} is no name for a site: take letters, digits, '_', '.' and '-', 64 at most"
+            )
         examples = cast(dict[str, Any], raw.get("examples", {}))
-        if wrong := [name for name, value in examples.items() if not isinstance(value, str)]:
-            raise ConfigError(f"{path}: examples.{wrong[0]} must be the path of a file, got {examples[wrong[0]]!r}")
+        paths = {key: raw[key] for key in ("store", "state") if key in raw}
+        paths |= {f"examples.{name}": value for name, value in examples.items()}
+        if wrong := [key for key, value in paths.items() if not isinstance(value, str) or not value or "\0" in value]:
+            raise ConfigError(f"{path}: {wrong[0]} must be a path, got {paths[wrong[0]]!r}")
         folder = path.parent
         return cls(
             raw["name"],
@@ -144,12 +150,21 @@ class Site:
 
     @property
     def state(self) -> Path:
-        """The folder of what the site keeps between rounds; readable by its owner alone."""
+        """The folder of what the site keeps between rounds, made when it is first asked for, for its owner alone."""
         if self._state is None:
             self._state = Path(tempfile.mkdtemp(prefix="fedrag-site-"))
             weakref.finalize(self, rmtree, self._state, ignore_errors=True)
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies in other processes, as a simulation makes them for every message, share the folder of the state."""
+        return {**vars(self), "_state": self.state}
+
     def __repr__(self) -> str:
         return f"Site({self.name!r})"
+
+
+def is_name(name: object) -> bool:
+    """Whether a site may be called so; the name travels, and is shown."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None

@@ -36,19 +36,24 @@ def await_nodes(grid: Grid, quorum: int, timeout: float) -> list[int]:
 def ask(grid: Grid, requests: Mapping[int, Request], timeout: float) -> Generator[tuple[int, Reply | str]]:
     """Ask nodes; yield each one's reply, or why there is none to read. Nodes that are silent are left out.
 
-    Raises `TrainingError` when no message could be sent at all.
+    Raises `TrainingError` when the server took none of the messages.
     """
     local = isinstance(grid, LocalGrid)
     if not requests:
         return
     messages = [request_message(request, node, None if local else timeout) for node, request in requests.items()]
     ids = list(grid.push_messages(messages))
-    if len(ids) < len(messages) or not all(ids):
+    if not any(ids):
         raise TrainingError(
-            f"{len(ids)} of {len(messages)} messages were taken: the server, or a proxy before it, refuses them; "
-            "look at its limit on the size of a body"
+            f"none of {len(messages)} messages was taken: the server, or a proxy before it, refuses them; look at its "
+            "limit on the size of a body"
         )
-    node_of = dict(zip(ids, requests, strict=True))
+    node_of: dict[str, int] = {}
+    for name, node in zip(ids, requests, strict=True):
+        if name:
+            node_of[name] = node
+        else:
+            yield node, "the server took no message for it: its node has gone"
     end = time.monotonic() + timeout
     while node_of and (local or time.monotonic() < end):
         began = time.monotonic()
