@@ -35,6 +35,8 @@ from fedrag.errors import ConfigError, TrainingError
 from fedrag.federated.trainable import Segment
 from fedrag.training.trainer import RAGTrainer
 
+_STATES = ("optimizer", "scaler", "objective")  # the last: what an objective need not compute again, such as scores
+
 
 def seed_of(segment: Segment, seed: int) -> int:
     """The round's own seed, from 0 up to 2**32 - 1, made of the plan's, a trainer's, the site's name and the round."""
@@ -84,11 +86,10 @@ class OptimizerFile:
             )
         return None
 
-    def write(self, optimizer: Mapping[str, Any], scaler: Mapping[str, Any]) -> None:
-        """Keep a state as that after this round; a crash leaves the old files or the new ones, whole."""
+    def write(self, **states: Mapping[str, Any]) -> None:
+        """Keep states of `_STATES` as those after this round; a crash leaves the old files or the new ones, whole."""
         aside = self.path.with_name(self.path.name + ".new")
-        content = {"round": self.round, "names": self.names, "optimizer": optimizer, "scaler": scaler}
-        torch.save(content, aside)
+        torch.save({"round": self.round, "names": self.names, **states}, aside)
         sync(aside)
         if self._newer:
             os.replace(self.path, self.before)
@@ -106,6 +107,7 @@ class Continued(TrainerCallback):
         self.segment = segment
         self.first = 0
         self.names = names
+        self._objective = trainer.objective if isinstance(trainer, RAGTrainer) else None
         self._file: OptimizerFile | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -127,11 +129,26 @@ class Continued(TrainerCallback):
         later = LambdaLR(self.trainer.optimizer, whole.lr_lambdas, last_epoch=self.first - 1)
         self.trainer.lr_scheduler = self.trainer.callback_handler.lr_scheduler = later
 
+    def count(self) -> None:
+        """From here on the objective is told the step over all rounds, whoever tells it that of this round."""
+        if self._objective is not None:
+            tell = self._objective.at_step
+            self._objective.at_step = lambda step: tell(self.first + step)
+
+    def count_no_more(self) -> None:
+        """The objective is told what it is told."""
+        if self._objective is not None:
+            vars(self._objective).pop("at_step", None)
+
     def keep(self) -> None:
         """Write the optimiser's state, where it is to be kept."""
         if self._file is not None and self.trainer.is_world_process_zero():
             scaler = self.trainer.accelerator.scaler
-            self._file.write(self.trainer.optimizer.state_dict(), scaler.state_dict() if scaler else {})
+            self._file.write(
+                optimizer=self.trainer.optimizer.state_dict(),
+                scaler=scaler.state_dict() if scaler else {},
+                objective=self._objective.extra_state() if self._objective else {},
+            )
 
     def _take_over(self, kept: Mapping[str, Any]) -> None:
         optimizer = self.trainer.optimizer
@@ -141,6 +158,8 @@ class Continued(TrainerCallback):
             group.update(own)  # the rate is the schedule's, not what it was when the state was written
         if (scaler := self.trainer.accelerator.scaler) is not None and kept["scaler"]:
             scaler.load_state_dict(kept["scaler"])
+        if self._objective and kept["objective"]:
+            self._objective.load_extra_state(kept["objective"])
 
 
 @contextmanager
@@ -149,12 +168,9 @@ def going_on(trainer: Trainer, segment: Segment, trained: Mapping[str, nn.Parame
     continued = Continued(trainer, segment, {id(parameter): name for name, parameter in trained.items()})
     args, loader = cast(Any, trainer.args), cast(Any, trainer.accelerator.dataloader_config)
     before = args.seed, args.data_seed, loader.data_seed
-    objective = trainer.objective if isinstance(trainer, RAGTrainer) else None
     trainer.add_callback(continued)
     try:
-        if objective is not None:
-            tell = objective.at_step
-            objective.at_step = lambda step: tell(continued.first + step)
+        continued.count()
         if segment.round:
             if args.data_seed is not None:
                 args.data_seed = loader.data_seed = seed_of(segment, args.data_seed)
@@ -165,14 +181,13 @@ def going_on(trainer: Trainer, segment: Segment, trained: Mapping[str, nn.Parame
     finally:
         args.seed, args.data_seed, loader.data_seed = before
         trainer.remove_callback(continued)
-        if objective is not None:
-            vars(objective).pop("at_step", None)
+        continued.count_no_more()
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if {"round", "names", "optimizer", "scaler"} <= set(content):
+        if {"round", "names", *_STATES} <= set(content):
             return content
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError):
         pass
