@@ -6,17 +6,19 @@ many states come; a single state, and any number of equal ones, come out as they
 A LoRA pair stands for the product B·A, and mean(B)·mean(A) is not mean(B·A). The mean of products is itself one
 product, [w₁B₁ w₂B₂ ...]·[A₁; A₂; ...] (stacking: FLoRA, Wang et al. 2024, arXiv 2409.05976). Its best approximation of
 a smaller rank is a truncated SVD (Eckart and Young 1936), as FlexLoRA (Bai et al. 2024, arXiv 2402.11505) takes it. The
-product itself, as large as the weight that it changes, is never formed: with QR of both stacks, L = Q₁R₁ and Rᵀ = Q₂R₂,
-the SVD is that of R₁R₂ᵀ, which is no wider than the stack.
+product itself, as large as the weight that it changes, is never formed: with L = Q₁R₁ and Rᵀ = Q₂R₂ its singular values
+are those of R₁R₂ᵀ = U·S·Vᵀ, no larger than the stack, and its singular vectors are L·R₂ᵀ·V/S and Rᵀ·R₁ᵀ·U/S, so that
+Q₁ and Q₂ are not formed either.
 
->>> import torch
->>> left, right = torch.tensor([[3.0, 1.0]]).double(), torch.tensor([[2.0], [4.0]]).double()  # 3·2 + 1·4
->>> b, a, singular = refactor(left, right, 1)
->>> round((b @ a).item(), 6), round(singular.item(), 6)
-(10.0, 10.0)
+>>> product = Product.of(torch.tensor([[3.0, 1.0]]).double(), torch.tensor([[2.0], [4.0]]).double())
+>>> b, a, singular = product.best(1)
+>>> round((b @ a).item(), 6), round(singular.item(), 6), round(product.norm(), 6)  # 3·2 + 1·4
+(10.0, 10.0, 10.0)
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,40 +32,44 @@ def fold(mean: Tensor, weight_before: float, value: Tensor, weight: float) -> No
     mean.add_(value.to(mean.dtype) - mean, alpha=weight / (weight_before + weight))
 
 
-def refactor(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best approximation of `left @ right` that has a given rank, in two balanced factors.
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The matrix `left @ right`, `[d, k]` and `[k, e]` in float64, known by its factors; make it with `of`."""
 
-    Args:
-        left: `[d, k]`, float64.
-        right: `[k, e]`, float64.
-        rank: of the result; where the product has less, the rest is zero.
+    left: Tensor  # [d, k]
+    right: Tensor  # [k, e]
+    r_left: Tensor  # [min(d, k), k], triangles of QR
+    r_right: Tensor  # [min(e, k), k]
 
-    Returns:
-        `[d, rank]` and `[rank, e]`, each with the square roots of the singular values, largest first and the largest
-        entry of every column of the former positive; and all singular values `[min(d, k, e)]` of the product.
-    """
-    basis_left, core, basis_right = _core(left, right)
-    u, singular, vh = torch.linalg.svd(core, full_matrices=False)  # [p, m] [m] [m, q]
-    kept = min(rank, int((singular > NOTHING * singular[0]).sum()))
-    root = singular[:kept].sqrt()
-    b = basis_left @ u[:, :kept] * root  # [d, kept]
-    a = root.unsqueeze(1) * (vh[:kept] @ basis_right.mT)  # [kept, e]
-    sign = b.gather(0, b.abs().argmax(0, keepdim=True)).sign()  # [1, kept]
-    missing = rank - kept
-    pad = torch.nn.functional.pad
-    return pad(b * sign, (0, missing)), pad(a * sign.mT, (0, 0, 0, missing)), singular
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> Product:
+        """The product of two factors."""
+        return cls(left, right, torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.mT, mode="r").R)
 
+    def norm(self, middle: Tensor | None = None) -> float:
+        """The Frobenius norm of the product, or of `left @ middle @ right` for a `[k, k]` matrix between the factors.
 
-def product_norm(left: Tensor, right: Tensor) -> float:
-    """The Frobenius norm of `left @ right`, `[d, k]` and `[k, e]`, without the product.
+        Not by traces of Gram matrices: where the product nearly cancels, they leave half of the digits.
+        """
+        r_left = self.r_left if middle is None else self.r_left @ middle
+        return float(torch.linalg.matrix_norm(r_left @ self.r_right.mT))
 
-    Not by traces of Gram matrices: where the product nearly cancels, they leave half of the digits.
-    """
-    return float(torch.linalg.matrix_norm(_core(left, right)[1]))
+    def best(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best approximation that has a given rank, in two balanced factors.
 
+        Args:
+            rank: of the approximation; where the product has less, the rest is zero.
 
-def _core(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Orthonormal columns `[d, p]` and `[e, q]`, and between them the small matrix `[p, q]` of the product."""
-    basis_left, r_left = torch.linalg.qr(left)  # [d, p] [p, k]
-    basis_right, r_right = torch.linalg.qr(right.mT)  # [e, q] [q, k]
-    return basis_left, r_left @ r_right.mT, basis_right
+        Returns:
+            `[d, rank]` and `[rank, e]`, each with the square roots of the singular values, largest first, the largest
+            entry of every column of the former positive; and all singular values `[min(d, k, e)]` of the product.
+        """
+        u, singular, vh = torch.linalg.svd(self.r_left @ self.r_right.mT, full_matrices=False)  # [p, m] [m] [m, q]
+        kept = min(rank, int((singular > NOTHING * singular[0]).sum()))
+        root = singular[:kept].sqrt()
+        b = self.left @ (self.r_right.mT @ vh[:kept].mT / root)  # [d, kept]
+        a = (u[:, :kept] / root).mT @ self.r_left @ self.right  # [kept, e]
+        sign = b.gather(0, b.abs().argmax(0, keepdim=True)).sign()  # [1, kept]
+        missing = rank - kept
+        pad = torch.nn.functional.pad
+        return pad(b * sign, (0, missing)), pad(a * sign.mT, (0, 0, 0, missing)), singular

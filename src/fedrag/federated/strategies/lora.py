@@ -12,8 +12,9 @@ as they are here, and what is lost is told each round:
 both Frobenius norms over all pairs, the former over those that all sites hold at one rank. Where it is small,
 `Averaging()` does as well in less memory: this strategy holds the adapters of all sites of a round.
 
-Sites may have adapters of different ranks and scales: the state has the largest rank met, and each site gets its best
-approximation of its own rank. Over many rounds that favours what the lowest rank can hold.
+Sites may have adapters of different ranks and scales: the state has the largest rank met, with the scale of the first
+site that has it, and each site gets its best approximation of its own rank. Over many rounds that favours what the
+lowest rank can hold ("rank collapse", Wu et al. 2026, arXiv 2602.13486).
 
 The two factors of a product come out balanced, with equal norms, and unlike those of any site: a site that keeps its
 optimiser's state over rounds (`Plan(keep_optimizer=True)`) would apply it to other numbers. A pair that all sites
@@ -38,7 +39,7 @@ from fedrag.federated.strategies.averaging import Averaging
 from fedrag.federated.strategies.pairs import Pair, is_a, pairs
 from fedrag.federated.strategies.strategy import Member, Update
 from fedrag.federated.trainable import State
-from fedrag.ops.aggregation import product_norm, refactor
+from fedrag.ops.aggregation import Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +96,23 @@ class ExactLoRA:
         """Return the next state, whose pairs may have grown in rank, and the two errors."""
         others, _ = self._others.finish()
         new = dict(self._state) | others
-        whole, wrong, lost = 0.0, 0.0, 0.0  # squared norms, over pairs
-        comparable = 0.0
+        whole, lost, comparable, wrong = 0.0, 0.0, 0.0, 0.0  # squared norms, over pairs
         for pair in self._pairs:
             held = self._held[pair.a]
-            total = sum(factors.weight for factors in held)
-            rank = max(self._state[pair.a].shape[0], *(factors.a.shape[0] for factors in held))
+            total = sum(f.weight for f in held)
+            rank = max(self._state[pair.a].shape[0], *(f.a.shape[0] for f in held))
             scale = self._settle_scale(pair, rank)
-            left = torch.cat([_matrix(f.b) * (f.weight * f.scale / total) for f in held], dim=1)  # [d, k]
-            right = torch.cat([_matrix(f.a) for f in held])  # [k, e]
-            b, a, singular = refactor(left / scale, right, rank)
+            left = torch.cat([_matrix(f.b) * (f.weight / total * f.scale / scale) for f in held], dim=1)  # [d, k]
+            product = Product.of(left, torch.cat([_matrix(f.a) for f in held]))  # mean(sBA) / scale
+            b, a, singular = product.best(rank)
             size = scale**2 * float(singular.square().sum())
             whole += size
             lost += scale**2 * float(singular[rank:].square().sum())
-            if len({factors.a.shape[0] for factors in held}) == 1:
-                mean_b = sum((_matrix(f.b) * (f.weight / total) for f in held), torch.zeros(()))
-                mean_a = sum((_matrix(f.a) * (f.weight / total) for f in held), torch.zeros(()))
-                apart = product_norm(torch.cat([left, -scale * mean_b], dim=1), torch.cat([right, mean_a]))
-                wrong += apart**2
+            if len({f.a.shape[0] for f in held}) == 1:
+                one = torch.eye(held[0].a.shape[0], dtype=torch.float64)
+                means_b = torch.cat([one * (scale / f.scale) for f in held])  # [k, r]: left @ this is mean(B)
+                means_a = torch.cat([one * (f.weight / total) for f in held], dim=1)  # [r, k]: this @ right is mean(A)
+                wrong += (scale * product.norm(torch.eye(left.shape[1], dtype=torch.float64) - means_b @ means_a)) ** 2
                 comparable += size
             if all(_same(held[0], other) for other in held) and (held[0].scale, held[0].a.shape[0]) == (scale, rank):
                 new[pair.b], new[pair.a] = held[0].b, held[0].a
@@ -139,9 +139,8 @@ class ExactLoRA:
                     out[pair.b] = (state[pair.b].double() * (of_state / scale)).to(state[pair.b].dtype)
                 continue
             of_state = self._scales.get(pair.a)
-            b, a, singular = refactor(
-                _matrix(state[pair.b]) * ((of_state or scale) / scale), _matrix(state[pair.a]), rank
-            )
+            product = Product.of(_matrix(state[pair.b]) * ((of_state or scale) / scale), _matrix(state[pair.a]))
+            b, a, singular = product.best(rank)
             if of_state is None and singular[0] > 0:
                 raise ConfigError(
                     f"the state holds {pair.a!r} at rank {state[pair.a].shape[0]} and site {member.site!r} at rank "
