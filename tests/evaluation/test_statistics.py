@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrag.evaluation.statistics import holm, interval, sign_flip
+from fedrag.evaluation.statistics import holm, interval, ratio_interval, sign_flip
 
 
 def columns(*rows: list[float]) -> np.ndarray:
@@ -107,3 +107,19 @@ def test_holm_by_its_definition(p: list[float]) -> None:
         largest = max(largest, (len(p) - rank) * p[place])
         expected[place] = min(1.0, largest)
     assert holm(p) == pytest.approx(expected)
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_resampled_ratios():
+    dice = np.random.default_rng(0)
+    before, after = dice.integers(0, 2, 200).astype(float), dice.integers(0, 2, 200).astype(float)
+    clusters = [row // 4 for row in range(200)]
+    low, high = ratio_interval(after, before, clusters=clusters)
+    one, two = (values.reshape(50, 4).sum(1) for values in (before, after))
+    drawn = np.random.default_rng(1).integers(50, size=(4000, 50))
+    ratios = two[drawn].sum(1) / one[drawn].sum(1)
+    assert (low, high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.02)
+    assert low < after.mean() / before.mean() < high
+
+
+def test_a_ratio_to_nothing_is_infinite():
+    assert ratio_interval(np.ones(5), np.zeros(5)) == (np.inf, np.inf)

@@ -25,7 +25,7 @@ FLOORS: dict[int, list[set[str]]] = {
     4: [{"rag", "bundle"}, {"data"}],
     5: [{"objectives"}, {"evaluation"}],
     6: [{"training"}],
-    7: [{"ablations"}],
+    7: [{"ablations"}, {"federated"}],
     9: [{"quickstart", "cli", "__main__", "__init__"}],
 }
 ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts in enumerate(rooms) for part in parts}

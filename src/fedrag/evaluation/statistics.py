@@ -48,15 +48,8 @@ def interval(
     that a row could have. The columns share their resamples.
     """
     sums, sizes = _by_cluster(values, clusters)  # [c, m], [c]
-    rng = np.random.default_rng(seed)
     count = len(sums)
-    means = np.empty((RESAMPLES, values.shape[1]))
-    step = max(1, _BLOCK // count)
-    for start in range(0, RESAMPLES, step):
-        rows = min(step, RESAMPLES - start)
-        drawn = rng.integers(count, size=(rows, count)) + np.arange(0, rows * count, count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-        means[start : start + rows] = (times @ sums) / (times @ sizes)[:, None]
+    means = _resampled(sums, sizes, seed)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     # If the mean were further out, `count` equal draws would have had a probability below the tail.
@@ -64,6 +57,24 @@ def interval(
     centre, sure = values.mean(axis=0), tail ** (1 / count)
     least, most = (sure * centre + (1 - sure) * bound for bound in bounds)
     return np.where(constant, least, low), np.where(constant, most, high)
+
+
+def ratio_interval(
+    after: Floats, before: Floats, *, clusters: Sequence[Hashable] | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of mean(after) / mean(before), two columns `[n]` over the same rows.
+
+    A resample in which nothing scored before makes the upper end infinite.
+
+    >>> ratio_interval(np.array([1.0, 1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0, 1.0]))
+    (1.0, 1.0)
+    """
+    sums, sizes = _by_cluster(np.stack([before, after], axis=1), clusters)
+    means = _resampled(sums, sizes, seed)
+    tail = (1 - LEVEL) / 2
+    ratios = np.divide(means[:, 1], means[:, 0], out=np.full(len(means), np.inf), where=means[:, 0] > 0)
+    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
 
 
 def sign_flip(differences: Floats, *, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Floats:
@@ -99,6 +110,20 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted.tolist()
+
+
+def _resampled(sums: Floats, sizes: Floats, seed: int) -> Floats:
+    """The means `[10,000, m]` of resamples of the clusters, whose sums are `[c, m]` and sizes `[c]`."""
+    rng = np.random.default_rng(seed)
+    count = len(sums)
+    means = np.empty((RESAMPLES, sums.shape[1]))
+    step = max(1, _BLOCK // count)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        drawn = rng.integers(count, size=(rows, count)) + np.arange(0, rows * count, count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        means[start : start + rows] = (times @ sums) / (times @ sizes)[:, None]
+    return means
 
 
 def _by_cluster(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
