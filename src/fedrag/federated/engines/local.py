@@ -32,7 +32,7 @@ from secrets import randbits
 from typing import cast
 from uuid import uuid4
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -239,12 +239,8 @@ def copied(records: RecordDict) -> RecordDict:
     """The same records in new containers; the arrays' bytes, which nobody can change, are shared."""
     fresh = RecordDict()
     for name, record in records.items():
-        if isinstance(record, ArrayRecord):
-            shells = {key: Array(array.dtype, array.shape, array.stype, array.data) for key, array in record.items()}
-            fresh[name] = ArrayRecord(shells)
-        else:
-            values = {key: list(value) if isinstance(value, list) else value for key, value in record.items()}
-            fresh[name] = type(record)(values)  # pyright: ignore[reportArgumentType]
+        values = {key: list(value) if isinstance(value, list) else value for key, value in record.items()}
+        fresh[name] = type(record)(values)  # pyright: ignore[reportArgumentType]  (an ArrayRecord copies its Arrays)
     return fresh
 
 

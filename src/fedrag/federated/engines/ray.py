@@ -6,7 +6,7 @@ so that its end is the end of this one file. What it leaves to its caller is don
 - It starts the server app in a thread, forgets a `SystemExit` or `KeyboardInterrupt` of that thread, and lets it wait
   for ever when Ray cannot start. Here whatever the server app raises comes out, and a dead engine stops it.
 - It puts an actor whose process died back among the idle ones, where it fails whatever it is given, and since it fails
-  at once, it is given most. Here such an actor is started anew, and only its message fails.
+  at once, it is given most. Here such an actor is started anew and tries its message once more, and others wait.
 - It sends the text of a site's exception to the server. Here an error reply has the exception's class, as in `local`.
 - Ray starts here and not in Flower: Flower would change this process's `PYTHONPATH`.
 
@@ -70,8 +70,9 @@ def run_ray(
     require("ray", extra="simulation")
     if nodes < 1:
         raise InputError(f"nodes={nodes}; a simulation wants one site at least")
-    # a dead actor is started anew: Flower hands these to Ray as the actor's options
-    resources = {"num_cpus": 1, **(client_resources or {}), "max_restarts": -1}
+    # Flower hands these to Ray as an actor's options, so restarts can be asked for too; without a retry, all that is
+    # sent while an actor restarts would fail
+    resources = {"num_cpus": 1, **(client_resources or {}), "max_restarts": -1, "max_task_retries": 1}
     if not resources["num_cpus"] > 0:
         raise InputError(f"client_resources sets num_cpus={resources['num_cpus']}; a site wants more than none")
     stop = TrainingError("the simulation has stopped")
