@@ -123,6 +123,7 @@ def main(words: Sequence[str]) -> None:
         port=port,
         ssl_certfile=str(settings.keys / "server.crt"),
         ssl_keyfile=str(settings.keys / "server.key"),
+        ws="none",
         log_level="warning",
         server_header=False,
         date_header=False,  # the upstream's passes through

@@ -1,0 +1,237 @@
+"""A server and two sites as real processes, with TLS, keys, pins and the gate; the app is a small one of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import sys
+import time
+from http.client import HTTPSConnection
+from pathlib import Path
+
+import pytest
+
+from fedrag.errors import InputError
+from fedrag.federated.deployment import keys, pins, processes
+from fedrag.federated.deployment.submission import connected
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
+
+FEDERATE = [sys.executable, "-c", "from fedrag.cli.federate import app; app()"]
+PYPROJECT = """
+[project]
+name = "toy"
+version = "1.0.0"
+description = "Asks every node once"
+license = "LicenseRef-None"
+[tool.flwr.app]
+publisher = "fedrag"
+fab-include = ["task.py"]
+[tool.flwr.app.components]
+serverapp = "task:server"
+clientapp = "task:client"
+[tool.flwr.app.config]
+word = "plain"
+"""
+TASK = """
+import json, time, tomllib
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.query()
+def answer(message, context):
+    site = tomllib.loads(Path(context.node_config["site"]).read_text())["name"]
+    told = {"site": site, "word": context.run_config["word"]}
+    return Message(RecordDict({"told": ConfigRecord(told)}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    deadline = time.monotonic() + 60
+    while len(nodes := list(grid.get_node_ids())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    asked = [Message(RecordDict({"c": ConfigRecord({"a": 1})}), node, "query") for node in nodes]
+    for reply in grid.send_and_receive(asked, timeout=60):
+        told = {"error": reply.error.code} if reply.has_error() else dict(reply.content["told"])
+        print("REPLY", json.dumps(told), flush=True)
+"""
+HOSTILE = """
+import os
+Path({folder!r}, "ran-in-" + os.environ["FLWR_HOME"].replace("/", "-")).write_text("")
+"""
+
+
+def write_app(folder, more=""):
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "task.py").write_text(TASK + more)
+    return folder
+
+
+class Deployment:
+    """What the tests hold of it: folders, addresses, logs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.keys = folder / "keys"
+        self.gate, self.control = processes.free_port(), processes.free_port()
+        self.groups = []
+        keys.write_keys(self.keys, server=["localhost"], sites=["a", "b"])
+        self.app = write_app(folder / "app")
+        self.pin = pins.bundle(self.app).hash
+
+    def start(self, name, *words):
+        with self.log_of(name).open("wb") as log:
+            group = processes.Group([*FEDERATE, *words], env=processes.environment(), output=log, cwd=self.folder)
+        self.groups.append(group)
+        return group
+
+    def start_site(self, name, *, keys=None):
+        place = self.folder / name
+        place.mkdir()
+        (place / "site.toml").write_text(f'name = "{name}"\n')
+        where = ["--server", f"localhost:{self.gate}", "--keys", str(keys or self.keys / name), "--pin", self.pin]
+        return self.start(name, "site", str(place / "site.toml"), *where)
+
+    def log_of(self, name):
+        return self.folder / f"{name}.log"
+
+    def await_text(self, name, text, seconds=60):
+        deadline = time.monotonic() + seconds
+        while text not in self.log_of(name).read_text():
+            assert time.monotonic() < deadline, self.log_of(name).read_text()
+            time.sleep(0.1)
+
+    def operator(self):
+        return connected(f"127.0.0.1:{self.control}", ca=self.keys / "server" / "ca.crt")
+
+    def visitor(self):
+        """Who holds what a site holds, at the address that a site has."""
+        return connected(f"localhost:{self.gate}", ca=self.keys / "a" / "ca.crt")
+
+    def replies(self, app, *words):
+        """Submit, wait, and return what the server half got back."""
+        with self.operator() as link:
+            id = str(link._call("run", str(app), link.name, *words)["run-id"])
+            ended = link.finished(id, seconds=100)
+            log = link.log(id)
+        assert ended.status == "finished:completed", log
+        return [json.loads(text) for text in re.findall(r"REPLY (.*)", log)]
+
+    def left_over(self):
+        """Command lines of processes that still speak of this deployment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.folder) in line or str(self.control) in line:
+                found.append(line)
+        return found
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    made = Deployment(tmp_path_factory.mktemp("deployed"))
+    ports = ["--host", "127.0.0.1", "--port", str(made.gate), "--control-port", str(made.control)]
+    try:
+        made.start("server", "server", "--keys", str(made.keys / "server"), "--home", str(made.folder / "link"), *ports)
+        made.await_text("server", "ready")
+        for name in ("a", "b"):
+            made.start_site(name)
+        for name in ("a", "b"):
+            made.await_text(name, "SuperNode ID")
+        yield made
+    finally:
+        for group in reversed(made.groups):
+            group.stop()
+        assert made.left_over() == []
+
+
+def test_the_pinned_app_runs_at_every_site(deployment):
+    replies = deployment.replies(deployment.app)
+    assert sorted(reply["site"] for reply in replies) == ["a", "b"]
+
+
+def test_another_app_is_refused_before_any_of_it_runs(deployment):
+    from flwr.common.constant import ErrorCode
+
+    marks = deployment.folder / "marks"
+    marks.mkdir()
+    hostile = write_app(deployment.folder / "hostile", HOSTILE.format(folder=str(marks)))
+    replies = deployment.replies(hostile)
+    assert replies == [{"error": ErrorCode.INVALID_FAB}] * 2  # the server is told, for each site
+    # it does write where it runs: at the server, whose operator submitted it
+    (mark,) = marks.iterdir()
+    assert mark.name.endswith("link")
+    for name in ("a", "b"):
+        assert f"its hash {pins.bundle(hostile).hash} is not pinned here" in deployment.log_of(name).read_text()
+        installed = deployment.folder / name / "state" / "flower" / "apps"
+        assert [path.name[-8:] for path in installed.glob("*")] in ([], [deployment.pin[:8]])
+    # and the sites go on with what is pinned
+    assert sorted(reply["site"] for reply in deployment.replies(deployment.app)) == ["a", "b"]
+
+
+def test_the_pinned_app_with_other_settings_is_refused(deployment):
+    from flwr.common.constant import ErrorCode
+
+    replies = deployment.replies(deployment.app, "--run-config", 'word="changed"')
+    assert replies == [{"error": ErrorCode.INVALID_FAB}] * 2
+
+
+def test_a_site_cannot_register_keys_or_submit_code_through_the_gate(deployment, tmp_path):
+    keys.write_keys(tmp_path, server=["h"], sites=["c"])
+    stranger = tmp_path / "server" / "sites" / "c.pub"
+    with deployment.visitor() as link:
+        for attempt in (
+            lambda: link.register(stranger, name="c"),
+            lambda: link.submit(deployment.app),
+            lambda: link.runs(),
+        ):
+            with pytest.raises(InputError, match="403"):
+                attempt()
+    with deployment.operator() as link:
+        # the SuperLink itself asks for no credential: what keeps sites out is the gate alone
+        before = len(link.runs())
+        assert link.register(stranger, name="c")
+        assert not link.register(stranger, name="c")
+        assert len(link.runs()) == before
+
+
+def test_a_site_cannot_play_the_server_through_the_gate(deployment):
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+    trusted = ssl.create_default_context(cafile=str(deployment.keys / "a" / "ca.crt"))
+    body = AcquireTaskRequest(supported_task_types=["flwr-serverapp"]).SerializeToString()
+
+    def ask(port):
+        line = HTTPSConnection("localhost", port, context=trusted, timeout=20)
+        kind = {"Content-Type": "application/protobuf", "Accept": "application/protobuf"}
+        line.request("POST", "/v1/runtime/acquire-task", body=body, headers=kind)
+        status = line.getresponse().status
+        line.close()
+        return status
+
+    assert ask(deployment.gate) == 403
+    assert ask(deployment.control) not in (401, 403, 404)  # no credential is asked for there
+
+
+def test_a_site_whose_key_is_not_registered_is_turned_away(deployment, tmp_path):
+    keys.write_keys(tmp_path, server=["h"], sites=["d"])
+    (tmp_path / "d" / "ca.crt").write_bytes((deployment.keys / "ca.crt").read_bytes())
+    group = deployment.start_site("d", keys=tmp_path / "d")
+    assert group.wait(60) not in (0, None)
+    assert "Failed to activate SuperNode" in deployment.log_of("d").read_text()
+
+
+def test_a_site_does_not_trust_another_server(deployment, tmp_path):
+    keys.write_keys(tmp_path, server=["localhost"], sites=["e"])  # another authority
+    group = deployment.start_site("e", keys=tmp_path / "e")
+    assert group.wait(60) not in (0, None)
+    assert "CERTIFICATE_VERIFY_FAILED" in deployment.log_of("e").read_text()
