@@ -13,7 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from fedrag.training.candidates import CandidateTable, from_writer, is_writer
 from fedrag.training.refreshing import Refresh, Refreshing
 from fedrag.training.settings import check, default_arguments
 from fedrag.types import Example
+
+if TYPE_CHECKING:
+    from fedrag.federated import Federated, Plan
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +150,12 @@ class RAGTrainer(Trainer):
         if final:
             self.refresh_index()
         return output._replace(metrics={**output.metrics, **self.candidates.costs.numbers})
+
+    def federate(self, shards: Mapping[str, Sequence[Example]], plan: Plan, *, progress: bool = True) -> Federated:
+        """Train as many sites would, in this process: `fedrag.federated.shards.federate`; wants `fedrag[federated]`."""
+        from fedrag.federated.shards import federate
+
+        return federate(self, shards, plan, progress=progress)
 
     def refresh_index(self) -> None:
         """Embed the documents anew where their side has changed; rank 0 does, where there are several."""
