@@ -47,16 +47,32 @@ def test_a_seed_is_the_same_everywhere():
     ids=lambda settings: settings["lr_scheduler_type"],
 )
 def test_the_rate_is_that_of_one_long_run(settings, tmp_path):
-    long, pieces = Rates(), Rates()
+    long, pieces, logged = Rates(), Rates(), []
+    settings = {**settings, "logging_strategy": "steps", "logging_steps": 1}
     trainer = sft(tmp_path, max_steps=12, **settings)
     trainer.add_callback(long)
     trainer.train()
     for number in range(4):
-        trainer = sft(tmp_path, max_steps=3, **settings)
-        trainer.add_callback(pieces)
-        FromTrainer(trainer).train(Segment(number, 4, "north"))
+        piece = sft(tmp_path, max_steps=3, **settings)
+        piece.add_callback(pieces)
+        FromTrainer(piece).train(Segment(number, 4, "north"))
+        logged += rates_logged(piece)
     assert len(set(map(tuple, long.rates))) > 2
     assert pieces.rates == long.rates
+    assert logged == rates_logged(trainer)
+
+
+def rates_logged(trainer):
+    return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+
+def test_a_rate_that_was_changed_holds_from_the_next_round(tmp_path):
+    file, seen = tmp_path / "optimizer.pt", Rates()
+    for number, rate in enumerate((1e-2, 1e-3)):
+        trainer = sft(tmp_path, max_steps=2, learning_rate=rate, lr_scheduler_type="constant", warmup_steps=0)
+        trainer.add_callback(seen)
+        FromTrainer(trainer).train(Segment(number, 2, "north", 0, file))
+    assert [rates[0] for rates in seen.rates] == [1e-2, 1e-2, 1e-3, 1e-3]
 
 
 def test_each_component_keeps_its_own_rate(tmp_path):

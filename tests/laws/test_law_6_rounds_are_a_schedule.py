@@ -83,6 +83,15 @@ def test_evaluation_leaves_no_trace_in_training(build, tmp_path):
     assert all(same(one, other) for one, other in zip(states, watched, strict=True))
 
 
+def test_nor_in_mixed_precision(tmp_path):
+    """Where evaluating, too, wraps the model, and training finds it wrapped."""
+    settings = {"dropout": 0.2, "bf16": True, "activation_checkpointing": True}
+    kept, _ = rounds(RECIPES["sft"], tmp_path, 2, evaluate=True, **settings)
+    anew, _ = rounds(RECIPES["sft"], tmp_path, 2, fresh=True, **settings)
+    assert all(same(one, other) for one, other in zip(kept, anew, strict=True))
+    assert not same(kept[0], rounds(RECIPES["sft"], tmp_path, 1, dropout=0.2)[0][0])
+
+
 class Watched:
     """A collator that remembers what came: the rows of every batch."""
 
@@ -107,11 +116,16 @@ def epochs(build, folder, segment=None, **settings):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"data_seed": 7}, {"accelerator_config": {"use_seedable_sampler": False}}],
-    ids=["seed", "data_seed", "plain_sampler"],
+    ("name", "settings"),
+    [
+        ("contrastive", {}),
+        ("contrastive", {"data_seed": 7}),
+        ("sft", {}),
+        ("sft", {"accelerator_config": {"use_seedable_sampler": False}}),
+        ("sentence", {}),
+    ],
+    ids=["ours", "ours-data_seed", "sft", "sft-plain_sampler", "sentence"],
 )
-@pytest.mark.parametrize("name", ["contrastive", "sft", "sentence"])
 def test_no_epoch_is_another_ones_again(name, settings, tmp_path):
     seen = [epoch for number in range(3) for epoch in epochs(RECIPES[name], tmp_path, at(number), **settings)]
     assert seen[:2] == epochs(RECIPES[name], tmp_path, **settings)

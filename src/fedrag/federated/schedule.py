@@ -8,7 +8,9 @@ down to zero each time. Here round r of R with n local steps goes on where a sin
   touches no random state, so that it is what training at one place alone would be.
 - The learning rate at local step i is the full schedule's at step r·n + i: warm-up once, decay once. It is computed
   from the step alone, so that a trainer built anew in round r has the same. Objectives are told the step r·n + i, too.
-- The optimiser starts anew, or from the file in which the site kept its state; see `OptimizerFile`.
+- The optimiser starts anew, or from the file in which the site kept its state; see `OptimizerFile`. The file holds what
+  the objective remembers, too: a teacher's score has the rounding of the batch in which it was asked first, so that a
+  trainer built anew is the one that was kept to the bit with it, and up to rounding without.
 
 >>> seed_of(Segment(1, 3, "north"), 42) != seed_of(Segment(2, 3, "north"), 42)
 True
