@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrag import durable
+from fedrag.cli import federate
 from fedrag.errors import ConfigError, FedRAGError, InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune a retrieval-augmented generation system, and measure what it gained.",
 )
+
+app.add_typer(federate.app, name="federate")
 
 System = Annotated[Path, typer.Argument(help="Folder of a saved system.", show_default=False)]
 _SAVE_EVERY = 60.0  # seconds of indexing between two saves
