@@ -123,8 +123,9 @@ def epochs(build, folder, segment=None, **settings):
         ("sft", {}),
         ("sft", {"accelerator_config": {"use_seedable_sampler": False}}),
         ("sentence", {}),
+        ("sentence", {"batch_sampler": "no_duplicates"}),
     ],
-    ids=["ours", "ours-data_seed", "sft", "sft-plain_sampler", "sentence"],
+    ids=["ours", "ours-data_seed", "sft", "sft-plain_sampler", "sentence", "sentence-no_duplicates"],
 )
 def test_no_epoch_is_another_ones_again(name, settings, tmp_path):
     seen = [epoch for number in range(3) for epoch in epochs(RECIPES[name], tmp_path, at(number), **settings)]
