@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from fedrag.federated import Plan, Segment, Site
@@ -107,6 +108,11 @@ class Outcome:
     run: Run
     grid: Wire
 
+    def wire(self) -> bytes:
+        """All that went over the wire, both ways, as it went."""
+        messages = [*self.grid.down, *self.grid.up]
+        return b"\n".join(part.deflate() for message in messages for part in get_all_nested_objects(message).values())
+
     @property
     def rounds(self) -> list[Round]:
         return self.run.history.rounds
@@ -128,7 +134,8 @@ def federate(
     on_round: Callable[[Round], None] = lambda _: None,
     resume: bool = False,
 ) -> Outcome:
-    """Run a plan; `tamper` puts something else in place of a site's replies."""
+    """Run a plan from fixed random numbers; `tamper` puts something else in place of a site's replies."""
+    torch.manual_seed(0)
     participants = {place: Participant(build, plan, site) for place, site in enumerate(sites)}
 
     def answer(node: Mapping[str, Any], request: Request) -> Reply:

@@ -161,11 +161,12 @@ class Participant:
         return built
 
     def _build(self) -> Trainable:
-        from fedrag.federated.randomness import RandomState
+        from fedrag.federated.randomness import RandomState, untouched
         from fedrag.federated.trainers import trainable
 
-        built = trainable(self.build(self.site))
-        self._random = RandomState.now()
+        with untouched():  # sites in one process are made alike, in whatever order they are met
+            built = trainable(self.build(self.site))
+            self._random = RandomState.now()
         exchanged, own = self._split(built.exchange_state())
         self._own = pack(own)
         self._fingerprint = _fingerprint(built, exchanged, self.plan)
