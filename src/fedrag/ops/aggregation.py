@@ -10,14 +10,17 @@ product itself, as large as the weight that it changes, is never formed: with L 
 are those of R₁R₂ᵀ = U·S·Vᵀ, no larger than the stack, and its singular vectors are L·R₂ᵀ·V/S and Rᵀ·R₁ᵀ·U/S, so that
 Q₁ and Q₂ are not formed either.
 
+A product has many pairs of factors, B·A = (B·T⁻¹)·(T·A), and training goes on differently from each. See `best`.
+
 >>> product = Product.of(torch.tensor([[3.0, 1.0]]).double(), torch.tensor([[2.0], [4.0]]).double())
->>> b, a, singular = product.best(1)
->>> round((b @ a).item(), 6), round(singular.item(), 6), round(product.norm(), 6)  # 3·2 + 1·4
-(10.0, 10.0, 10.0)
+>>> b, a, singular = product.best(1, anchor=torch.tensor([[0.5]]).double())
+>>> [round(number.item(), 6) for number in (b, a, singular)], round(product.norm(), 6)  # 3·2 + 1·4 = 20 · 0.5
+([20.0, 0.5, 10.0], 10.0)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +28,9 @@ from torch import Tensor
 
 NOTHING = torch.finfo(torch.float32).eps
 """Singular values below this share of the largest are rounding: float32 factors could not hold them."""
+
+SKEWED = 10.0
+"""Condition number from which on factors near an anchor would be too unlike each other in size."""
 
 
 def fold(mean: Tensor, weight_before: float, value: Tensor, weight: float) -> None:
@@ -54,22 +60,40 @@ class Product:
         r_left = self.r_left if middle is None else self.r_left @ middle
         return float(torch.linalg.matrix_norm(r_left @ self.r_right.mT))
 
-    def best(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best approximation that has a given rank, in two balanced factors.
+    @property
+    def T(self) -> Product:
+        """The transposed matrix."""
+        return Product(self.right.mT, self.left.mT, self.r_right, self.r_left)
+
+    def best(self, rank: int, anchor: Tensor, *, near: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The best approximation that has a given rank, in two factors.
+
+        The rows of the right one are orthogonal, and as long as the anchor's are in the mean. With the singular values
+        shared out evenly instead, both factors of a small product are small, and learn slowly: a step of one counts in
+        proportion to the other. Signs are such that the largest entry of a row is positive. Where the product has fewer
+        directions than `rank`, the anchor's main ones are added, with zeros in the left factor, so that they can learn.
 
         Args:
-            rank: of the approximation; where the product has less, the rest is zero.
+            rank: of the approximation.
+            anchor: `[rank or more, e]`, not zero.
+            near: an anchor `[rank, e]` is a guess at the right factor: take its projection on the rows of the
+                approximation, and what belongs to it on the left. Where that is skewed, the anchor is used as above.
 
         Returns:
-            `[d, rank]` and `[rank, e]`, each with the square roots of the singular values, largest first, the largest
-            entry of every column of the former positive; and all singular values `[min(d, k, e)]` of the product.
+            `[d, rank]` and `[rank, e]`; and all singular values `[min(d, k, e)]` of the product.
         """
         u, singular, vh = torch.linalg.svd(self.r_left @ self.r_right.mT, full_matrices=False)  # [p, m] [m] [m, q]
         kept = min(rank, int((singular > NOTHING * singular[0]).sum()))
-        root = singular[:kept].sqrt()
-        b = self.left @ (self.r_right.mT @ vh[:kept].mT / root)  # [d, kept]
-        a = (u[:, :kept] / root).mT @ self.r_left @ self.right  # [kept, e]
-        sign = b.gather(0, b.abs().argmax(0, keepdim=True)).sign()  # [1, kept]
-        missing = rank - kept
-        pad = torch.nn.functional.pad
-        return pad(b * sign, (0, missing)), pad(a * sign.mT, (0, 0, 0, missing)), singular
+        left = self.left @ (self.r_right.mT @ vh[:kept].mT)  # [d, kept]: U·S
+        rows = (u[:, :kept] / singular[:kept]).mT @ self.r_left @ self.right  # [kept, e]: V transposed
+        if kept < rank:
+            rest = anchor - anchor @ rows.mT @ rows
+            rows = torch.cat([rows, torch.linalg.svd(rest, full_matrices=False).Vh[: rank - kept]])  # [rank, e]
+            left = torch.nn.functional.pad(left, (0, rank - kept))
+        if near:
+            turn = anchor @ rows.mT  # [rank, rank]
+            if torch.linalg.cond(turn) < SKEWED:
+                return torch.linalg.solve(turn, left, left=False), turn @ rows, singular
+        length = torch.linalg.matrix_norm(anchor) / math.sqrt(len(anchor))
+        sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()  # [rank, 1]
+        return left * sign.mT / length, rows * sign * length, singular

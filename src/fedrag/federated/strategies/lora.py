@@ -16,9 +16,10 @@ Sites may have adapters of different ranks and scales: the state has the largest
 site that has it, and each site gets its best approximation of its own rank. Over many rounds that favours what the
 lowest rank can hold ("rank collapse", Wu et al. 2026, arXiv 2602.13486).
 
-The two factors of a product come out balanced, with equal norms, and unlike those of any site: a site that keeps its
-optimiser's state over rounds (`Plan(keep_optimizer=True)`) would apply it to other numbers. A pair that all sites
-return alike, as one site alone does, is taken over as it is, to the bit.
+Many factors have one product, and training goes on differently from each. Where the ranks are equal, those nearest the
+plain means of A and B are taken, so that what differs from averaging A and B apart is its error alone, and the state of
+an optimiser that a site keeps (`Plan(keep_optimizer=True)`) still fits. Where they differ, the rows of A are orthogonal
+and as long as the state's were. A pair that all sites return alike, as one site alone does, is taken over to the bit.
 
 The other way to exactness is to train B alone, from an A that is the same at all sites: FFA-LoRA (Sun et al. 2024,
 arXiv 2403.12313). It needs no strategy but `freeze_lora_a` in `build`, and sends half the bytes.
@@ -27,29 +28,19 @@ arXiv 2403.12313). It needs no strategy but `freeze_lora_a` in `build`, and send
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fedrag.errors import ConfigError, InputError
 from fedrag.federated.strategies.averaging import Averaging
+from fedrag.federated.strategies.factors import Factors, begun, best, matrix, mean_begun, shaped
 from fedrag.federated.strategies.pairs import Pair, is_a, pairs
 from fedrag.federated.strategies.strategy import Member, Update
 from fedrag.federated.trainable import State
 from fedrag.ops.aggregation import Product
-
-
-@dataclass(frozen=True, slots=True)
-class _Factors:
-    """A site's pair: its share of the round's weight is to be divided by the total."""
-
-    weight: float
-    scale: float
-    b: Tensor  # [d, r]
-    a: Tensor  # [r, e]
 
 
 class ExactLoRA:
@@ -77,16 +68,21 @@ class ExactLoRA:
                 "one: use Averaging(), which is exact for all others, and for lora_B alone where lora_A is frozen"
             )
         self._state = state
-        self._held: dict[str, list[_Factors]] = {pair.a: [] for pair in self._pairs}
+        self._held: dict[str, list[Factors]] = {pair.a: [] for pair in self._pairs}
         self._others = Averaging()
         self._others.begin(round, self._but_pairs(state))
 
     def add(self, update: Update) -> None:
         """Keep the reply's pairs, and fold in its other parameters."""
-        self._others.add(replace(update, state=self._but_pairs(update.state)))
+        if lacking := sorted(self._state.keys() - update.state.keys()):
+            raise InputError(f"site {update.member.site!r} replied without {lacking[0]!r}; build the same model there")
+        found: list[tuple[Pair, Factors]] = []
         for pair in self._pairs:
-            factors = _Factors(update.weight, _scale(update.member, pair), update.state[pair.b], update.state[pair.a])
+            factors = Factors(update.weight, _scale(update.member, pair), update.state[pair.b], update.state[pair.a])
             _check_fit(update.member, pair, self._state, tuple(factors.b.shape), tuple(factors.a.shape))
+            found.append((pair, factors))
+        self._others.add(replace(update, state=self._but_pairs(update.state)))
+        for pair, factors in found:
             if factors.a.shape == self._state[pair.a].shape:
                 self._scales.setdefault(pair.a, factors.scale)
             if update.weight:
@@ -102,22 +98,25 @@ class ExactLoRA:
             total = sum(f.weight for f in held)
             rank = max(self._state[pair.a].shape[0], *(f.a.shape[0] for f in held))
             scale = self._settle_scale(pair, rank)
-            left = torch.cat([_matrix(f.b) * (f.weight / total * f.scale / scale) for f in held], dim=1)  # [d, k]
-            product = Product.of(left, torch.cat([_matrix(f.a) for f in held]))  # mean(sBA) / scale
-            b, a, singular = product.best(rank)
+            left = torch.cat([matrix(f.b) * (f.weight / total * f.scale / scale) for f in held], dim=1)  # [d, k]
+            product = Product.of(left, torch.cat([matrix(f.a) for f in held]))  # mean(sBA) / scale
+            alike = len({f.a.shape[0] for f in held}) == 1
+            full = alike and held[0].a.shape[0] == rank
+            anchor = mean_begun(held, pair) if full else begun(self._state, pair)
+            b, a, singular = best(pair, product, rank, anchor, near=full)
             size = scale**2 * float(singular.square().sum())
             whole += size
             lost += scale**2 * float(singular[rank:].square().sum())
-            if len({f.a.shape[0] for f in held}) == 1:
+            if alike:
                 one = torch.eye(held[0].a.shape[0], dtype=torch.float64)
                 means_b = torch.cat([one * (scale / f.scale) for f in held])  # [k, r]: left @ this is mean(B)
                 means_a = torch.cat([one * (f.weight / total) for f in held], dim=1)  # [r, k]: this @ right is mean(A)
                 wrong += (scale * product.norm(torch.eye(left.shape[1], dtype=torch.float64) - means_b @ means_a)) ** 2
                 comparable += size
-            if all(_same(held[0], other) for other in held) and (held[0].scale, held[0].a.shape[0]) == (scale, rank):
+            if all(held[0].same(other) for other in held) and (held[0].scale, held[0].a.shape[0]) == (scale, rank):
                 new[pair.b], new[pair.a] = held[0].b, held[0].a
             else:
-                new[pair.b], new[pair.a] = self._shaped(pair, self._state, b, a)
+                new[pair.b], new[pair.a] = shaped(pair, self._state, b, a)
         numbers = {"lora_truncation_error": math.sqrt(lost / whole) if whole else 0.0}
         if comparable:
             numbers["lora_averaging_error"] = math.sqrt(wrong / comparable)
@@ -139,15 +138,15 @@ class ExactLoRA:
                     out[pair.b] = (state[pair.b].double() * (of_state / scale)).to(state[pair.b].dtype)
                 continue
             of_state = self._scales.get(pair.a)
-            product = Product.of(_matrix(state[pair.b]) * ((of_state or scale) / scale), _matrix(state[pair.a]))
-            b, a, singular = product.best(rank)
+            product = Product.of(matrix(state[pair.b]) * ((of_state or scale) / scale), matrix(state[pair.a]))
+            b, a, singular = best(pair, product, rank, begun(state, pair))
             if of_state is None and singular[0] > 0:
                 raise ConfigError(
                     f"the state holds {pair.a!r} at rank {state[pair.a].shape[0]} and site {member.site!r} at rank "
                     f"{rank}; what the state's product is multiplied by is known once a site of the state's rank was "
                     "met: let one take part in the first round, or start from a state with lora_B = 0"
                 )
-            out[pair.b], out[pair.a] = self._shaped(pair, state, b, a)
+            out[pair.b], out[pair.a] = shaped(pair, state, b, a)
         return out
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -176,28 +175,6 @@ class ExactLoRA:
             )
         return scale
 
-    @staticmethod
-    def _shaped(pair: Pair, state: State, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrices `[d, r]` and `[r, e]` in the shapes and dtypes of the pair, able to learn in all r directions.
-
-        A direction that the product lacks is zero in both factors, and no gradient would ever reach either. It begins
-        as peft begins: random in A and zero in B; in embeddings the other way round.
-        """
-        old_b, old_a = state[pair.b], state[pair.a]
-        empty = (b == 0).all(0) & (a == 0).all(1)  # [r]
-        if empty.any():
-            draw = torch.Generator().manual_seed(zlib.crc32(pair.a.encode()))
-            if pair.embedding:
-                b = torch.where(empty, torch.randn(b.shape, generator=draw, dtype=b.dtype), b)
-            else:
-                rows = (torch.rand(a.shape, generator=draw, dtype=a.dtype) * 2 - 1) / math.sqrt(a.shape[1])
-                a = torch.where(empty.unsqueeze(1), rows, a)
-        rank = a.shape[0]
-        return (
-            b.to(old_b.dtype).reshape(old_b.shape[0], rank, *old_b.shape[2:]),
-            a.to(old_a.dtype).reshape(rank, *old_a.shape[1:]),
-        )
-
 
 def freeze_lora_a(module: nn.Module) -> int:
     """Let the module's LoRA pairs be trained in B alone (FFA-LoRA); return how many there are.
@@ -220,15 +197,6 @@ def freeze_lora_a(module: nn.Module) -> int:
     for parameter in frozen:
         parameter.requires_grad_(False)
     return len(frozen)
-
-
-def _matrix(factor: Tensor) -> Tensor:
-    """In float64, with the kernel of a convolution flattened: `[d, r]` or `[r, e]`."""
-    return factor.double().flatten(1)
-
-
-def _same(one: _Factors, other: _Factors) -> bool:
-    return one.scale == other.scale and torch.equal(one.b, other.b) and torch.equal(one.a, other.a)
 
 
 def _scale(member: Member, pair: Pair) -> float:
