@@ -7,7 +7,7 @@ import re
 import ssl
 import sys
 import time
-from http.client import HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from fedrag.federated.deployment.submission import connected
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 
-FEDERATE = [sys.executable, "-c", "from fedrag.cli.federate import app; app()"]
+FEDERATE = [sys.executable, "-c", "from fedrag.cli import main; main()", "federate"]
 PYPROJECT = """
 [project]
 name = "toy"
@@ -79,7 +79,7 @@ class Deployment:
     def __init__(self, folder):
         self.folder = folder
         self.keys = folder / "keys"
-        self.gate, self.control = processes.free_port(), processes.free_port()
+        self.gate, self.control, self.inside = (processes.free_port() for _ in range(3))
         self.groups = []
         keys.write_keys(self.keys, server=["localhost"], sites=["a", "b"])
         self.app = write_app(folder / "app")
@@ -91,12 +91,12 @@ class Deployment:
         self.groups.append(group)
         return group
 
-    def start_site(self, name, *, keys=None):
+    def start_site(self, name, *, keys=None, more=()):
         place = self.folder / name
         place.mkdir()
         (place / "site.toml").write_text(f'name = "{name}"\n')
         where = ["--server", f"localhost:{self.gate}", "--keys", str(keys or self.keys / name), "--pin", self.pin]
-        return self.start(name, "site", str(place / "site.toml"), *where)
+        return self.start(name, "site", str(place / "site.toml"), *where, *more)
 
     def log_of(self, name):
         return self.folder / f"{name}.log"
@@ -143,8 +143,8 @@ def deployment(tmp_path_factory):
     try:
         made.start("server", "server", "--keys", str(made.keys / "server"), "--home", str(made.folder / "link"), *ports)
         made.await_text("server", "ready")
-        for name in ("a", "b"):
-            made.start_site(name)
+        made.start_site("a", more=["--port", str(made.inside)])
+        made.start_site("b")
         for name in ("a", "b"):
             made.await_text(name, "SuperNode ID")
         yield made
@@ -204,22 +204,28 @@ def test_a_site_cannot_register_keys_or_submit_code_through_the_gate(deployment,
         assert len(link.runs()) == before
 
 
-def test_a_site_cannot_play_the_server_through_the_gate(deployment):
+def acquire_task(line, kind):
+    """Ask Flower's runtime API for work, as the process that runs an app does; return the HTTP status."""
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
+    body = AcquireTaskRequest(supported_task_types=[kind]).SerializeToString()
+    headers = {"Content-Type": "application/protobuf", "Accept": "application/protobuf"}
+    line.request("POST", "/v1/runtime/acquire-task", body=body, headers=headers)
+    status = line.getresponse().status
+    line.close()
+    return status
+
+
+def test_a_site_cannot_play_the_server_through_the_gate(deployment):
     trusted = ssl.create_default_context(cafile=str(deployment.keys / "a" / "ca.crt"))
-    body = AcquireTaskRequest(supported_task_types=["flwr-serverapp"]).SerializeToString()
-
-    def ask(port):
-        line = HTTPSConnection("localhost", port, context=trusted, timeout=20)
-        kind = {"Content-Type": "application/protobuf", "Accept": "application/protobuf"}
-        line.request("POST", "/v1/runtime/acquire-task", body=body, headers=kind)
-        status = line.getresponse().status
-        line.close()
-        return status
-
-    assert ask(deployment.gate) == 403
-    assert ask(deployment.control) not in (401, 403, 404)  # no credential is asked for there
+    gate, control = (
+        HTTPSConnection("localhost", port, context=trusted, timeout=20)
+        for port in (deployment.gate, deployment.control)
+    )
+    assert acquire_task(gate, "flwr-serverapp") == 403
+    # what docs/security.md says: the SuperLink itself asks for no credential, nor does a SuperNode on its loopback
+    assert acquire_task(control, "flwr-serverapp") == 200
+    assert acquire_task(HTTPConnection("127.0.0.1", deployment.inside, timeout=20), "flwr-clientapp") == 200
 
 
 def test_a_site_whose_key_is_not_registered_is_turned_away(deployment, tmp_path):

@@ -714,6 +714,9 @@ def test_a_site_answers_itself_or_through_its_worker(tmp_path):
         process.wait(20)
     reply = worker.answer_at(task, site, hello)
     assert reply == Reply({"site": "a", "fault": "worker", "class": "ConnectionRefusedError"})
+    # a state folder that cannot be made does not raise here, where the error's text would leave the site
+    (tmp_path / "file").write_text("")
+    assert "fault" in worker.answer_at(task, Site("a", state=tmp_path / "file" / "state"), hello).config
 
 
 def test_asking_a_worker_loads_no_torch(socket_path):
@@ -809,8 +812,10 @@ def test_the_doctor_finds_what_is_wrong(made, app, tmp_path):
     assert any("other.invalid:1 cannot be reached" in text for text in failed(server="other.invalid:1"))
     (tmp_path / "site.toml").write_text('name = "a"\nwhat = 1\n')
     assert any("what" in text for text in failed(site=tmp_path / "site.toml"))
+    (tmp_path / "site.toml").write_text('name = "a"\nstore = "nowhere"\n')
+    assert any("nowhere is not there" in text for text in failed(site=tmp_path / "site.toml"))
     (tmp_path / "site.toml").write_text('name = "a"\n')
-    (tmp_path / "state").mkdir(mode=0o755)
+    (tmp_path / "state").chmod(0o755)
     assert any("0755" in text for text in failed(site=tmp_path / "site.toml"))
     (app / "task.py").write_text("import no_such_module\ntask = FederatedTask()")
     assert any("no_such_module" in text for text in failed(app=app))

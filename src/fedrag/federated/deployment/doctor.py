@@ -12,6 +12,7 @@ import shutil
 import ssl
 import stat
 import sys
+import tomllib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,8 +94,6 @@ def _installation() -> Generator[Finding]:
 
 
 def _app(app: Path) -> Generator[Finding]:
-    import tomllib
-
     from fedrag.federated.deployment.pins import bundle
     from fedrag.federated.deployment.project import load_task
 
@@ -122,8 +121,9 @@ def _site(path: Path) -> Generator[Finding]:
         yield Finding("FAIL", str(error))
         return
     yield Finding("ok", f"{path} is of site {site.name!r}")
-    there = site.path().is_dir()
-    yield Finding("ok" if there else "warn", f"its store {site.path()} is {'there' if there else 'not there'}")
+    if "store" in tomllib.loads(path.read_text(encoding="utf-8")):
+        there = site.path().is_dir()
+        yield Finding("ok" if there else "FAIL", f"its store {site.path()} is {'there' if there else 'not there'}")
     try:
         yield Finding("ok", f"it has {len(site.examples('train'))} examples to train on")
     except FedRAGError as error:

@@ -107,10 +107,12 @@ class Group:
                 break
             time.sleep(0.05)
         _signal_group(self.pid, signal.SIGKILL)
-        for pid, born in family:
-            if _alive((pid, born)):
-                os.kill(pid, signal.SIGKILL)
+        for process in filter(_alive, family):
+            with suppress(ProcessLookupError):
+                os.kill(process[0], signal.SIGKILL)
         self._process.wait()
+        while any(map(_alive, family)):  # a kill takes effect a moment later
+            time.sleep(0.01)
 
 
 def wait_until_listening(group: Group, host: str, port: int, *, seconds: float) -> None:

@@ -48,7 +48,7 @@ SITE = """\
 # One site: copy this file to its machine and fill it in. Nothing in it travels but the name.
 # Paths are relative to this file.
 name = "{site}"            # letters, digits, _ . and -; the key of this site has the same name
-store = "store"            # its documents: what `fedrag index` or `MemoryStore.save` wrote
+# store = "store"          # its documents, for site.store(): what `MemoryStore.save` wrote
 state = "state"            # what it keeps between rounds; made when needed, for its owner alone
 
 [examples]

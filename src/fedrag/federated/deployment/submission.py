@@ -92,13 +92,14 @@ class SuperLink:
 
     def finished(self, id: str, *, seconds: float) -> Run:
         """Wait until a run has finished, however it did. Raises `TrainingError` after that time."""
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, 1.0
         while (run := self.run(id)).active:
             if time.monotonic() > deadline:
                 raise TrainingError(
                     f"run {id} is {run.status} after {seconds:.0f} s; it goes on, and `status` tells more"
                 )
-            time.sleep(1.0)
+            time.sleep(pause)
+            pause = min(pause + 1.0, 10.0)  # each look starts a process of Flower's
         return run
 
     def stop(self, id: str) -> None:

@@ -49,18 +49,17 @@ class Answering(Protocol):
 
 def answer_at(task: FederatedTask, site: Site, request: Request) -> Reply:
     """Answer at a site: through its worker where there is one, else here, in this process."""
-    path = site.state / NAME
-    if not path.exists():
+    try:
+        path = site.state / NAME
+        resident = path.exists()
+    except OSError:  # there is no such folder to be had; the participant says so in a way that may leave the site
+        return task.participant(site).answer(request)
+    if not resident:
         return task.participant(site).answer(request)
     try:
         return ask(path, request)
     except (OSError, InputError) as error:
-        _log.error(
-            "the worker of site %s does not answer (%s): start it again, or remove %s to do without",
-            site.name,
-            error,
-            path,
-        )
+        _log.error("the worker of site %s does not answer (%s): start it again, or remove %s", site.name, error, path)
         return Reply({"site": site.name, "fault": "worker", "class": type(error).__name__})
 
 
