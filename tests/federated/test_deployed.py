@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
+import stat
 import sys
 import time
 from http.client import HTTPConnection, HTTPSConnection
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fedrag.errors import InputError
-from fedrag.federated.deployment import keys, pins, processes
+from fedrag.federated.client import Request
+from fedrag.federated.deployment import keys, pins, processes, worker
 from fedrag.federated.deployment.submission import connected
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
@@ -63,6 +65,16 @@ def main(grid, context):
 HOSTILE = """
 import os
 Path({folder!r}, "ran-in-" + os.environ["FLWR_HOME"].replace("/", "-")).write_text("")
+"""
+
+
+KEPT = """
+from fedrag.federated import FederatedTask, Plan
+
+def build(site):
+    raise OSError("nothing to train here")
+
+task = FederatedTask(build, Plan(rounds=1))
 """
 
 
@@ -143,7 +155,8 @@ def deployment(tmp_path_factory):
     try:
         made.start("server", "server", "--keys", str(made.keys / "server"), "--home", str(made.folder / "link"), *ports)
         made.await_text("server", "ready")
-        made.start_site("a", more=["--port", str(made.inside)])
+        (made.folder / "kept.py").write_text(KEPT)
+        made.start_site("a", more=["--port", str(made.inside), "--worker", str(made.folder / "kept.py")])
         made.start_site("b")
         for name in ("a", "b"):
             made.await_text(name, "SuperNode ID")
@@ -157,6 +170,13 @@ def deployment(tmp_path_factory):
 def test_the_pinned_app_runs_at_every_site(deployment):
     replies = deployment.replies(deployment.app)
     assert sorted(reply["site"] for reply in replies) == ["a", "b"]
+
+
+def test_a_site_brings_its_worker_along(deployment):
+    path = deployment.folder / "a" / "state" / worker.NAME
+    reply = worker.ask(path, Request("hello", {"run": "0" * 16}), seconds=60)
+    assert (reply.config["site"], reply.config["fault"], reply.config["class"]) == ("a", "build", "OSError")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_another_app_is_refused_before_any_of_it_runs(deployment):

@@ -99,9 +99,9 @@ def worker(
     site: Annotated[Path, typer.Option(help="The site's site.toml.", show_default=False)],
 ) -> None:
     """Keep a task's trainer built at a site, so that a message need not load the base model."""
-    from fedrag.federated.deployment.worker import main
+    from fedrag.federated.deployment.resident import reside
 
-    main(task, site, say=typer.echo)
+    reside(task, site, say=typer.echo)
 
 
 @app.command()

@@ -10,6 +10,6 @@
 | `gate` | a site reaches the server's fleet API, and nothing else of it |
 | `server`, `site` | start both sides, and stop them whole |
 | `submission` | submit, list, resume: Flower's own command with a configuration of its own |
-| `worker` | one process at a site keeps the base model loaded between rounds |
+| `worker`, `resident` | one process at a site keeps the base model loaded between rounds |
 | `doctor` | what is wrong, a line each |
 """

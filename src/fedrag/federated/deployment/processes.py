@@ -111,7 +111,8 @@ class Group:
             with suppress(ProcessLookupError):
                 os.kill(process[0], signal.SIGKILL)
         self._process.wait()
-        while any(map(_alive, family)):  # a kill takes effect a moment later
+        deadline = time.monotonic() + grace
+        while any(map(_alive, family)) and time.monotonic() < deadline:  # a kill takes effect a moment later
             time.sleep(0.01)
 
 

@@ -52,7 +52,7 @@ def join(
 
     def start(groups: list[Group]) -> None:
         if worker is not None:
-            module = "fedrag.federated.deployment.worker"
+            module = "fedrag.federated.deployment.resident"
             groups.append(Group([sys.executable, "-m", module, str(worker), str(site_file)], env=environment()))
         groups.append(Group(words, env=environment(home)))
 

@@ -17,20 +17,18 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from fedrag.errors import ConfigError, FedRAGError, InputError
+from fedrag.errors import ConfigError, InputError
 from fedrag.federated.client import Reply, Request
 from fedrag.federated.exchange import Packs, from_bytes, to_bytes
 
 if TYPE_CHECKING:
     from fedrag.federated.site import Site
-    from fedrag.federated.task import FederatedTask
 
 NAME = "worker.sock"
 LONGEST = 103  # bytes of a socket's path that every system takes
@@ -47,7 +45,15 @@ class Answering(Protocol):
         ...
 
 
-def answer_at(task: FederatedTask, site: Site, request: Request) -> Reply:
+class Task(Protocol):
+    """What is answered for: `FederatedTask` is one."""
+
+    def participant(self, site: Site) -> Answering:
+        """What answers at a site."""
+        ...
+
+
+def answer_at(task: Task, site: Site, request: Request) -> Reply:
     """Answer at a site: through its worker where there is one, else here, in this process."""
     try:
         path = site.state / NAME
@@ -180,21 +186,3 @@ def _table(told: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise InputError(f"{name} of a message is {type(table).__name__}, wanted is a table")
     return cast(dict[str, Any], table)
-
-
-def main(task_file: Path, site_file: Path, *, say: Callable[[str], None] = print) -> None:
-    """Build the task's trainer for this site when the first request comes, and serve it until SIGTERM."""
-    from fedrag.federated.deployment.project import load_task
-    from fedrag.federated.site import Site
-
-    site = Site.open(site_file)
-    path = site.state / NAME
-    serve(load_task(task_file).participant(site), path, ready=lambda: say(f"site {site.name}: worker at {path}"))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except FedRAGError as error:
-        sys.exit(f"fedrag: {error}")
