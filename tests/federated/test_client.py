@@ -14,7 +14,7 @@ import torch
 
 from federated.federating import Walker, same
 from fedrag.errors import InputError
-from fedrag.federated import Plan, Segment, Site
+from fedrag.federated import ExactLoRA, Plan, Segment, Site
 from fedrag.federated.client import FAULTS, Participant, Reply, Request, numbers
 from fedrag.federated.exchange import Packed, from_bytes, pack, unpack
 from fedrag.federated.kept import Kept
@@ -128,7 +128,7 @@ def failing(member: str) -> Callable[[Site], Any]:
 KIND_OF = {
     "build": ("hello", "build"),
     "fingerprint": ("hello", "build"),
-    "scales": ("hello", "hello"),
+    "scales": ("hello", "build"),
     "evaluate": ("train", "evaluate"),
     "load_exchange_state": ("train", "state"),
     "train": ("train", "train"),
@@ -277,6 +277,18 @@ def test_the_fingerprint_is_of_what_is_exchanged_and_of_the_plan() -> None:
     assert told(Walker) != told(Wider)
     assert told(Walker, personal=["own/*"]) == told(Wider, personal=["own/*"])
     assert len({told(Walker), told(Walker, seed=1), told(lambda site: Walker(site, dtype=torch.float64))}) == 3
+
+
+def test_adapters_of_another_scale_have_another_fingerprint_unless_the_strategy_minds_scales() -> None:
+    def told(scale: float, **plan: Any) -> Any:
+        class Scaled(Walker):
+            def scales(self) -> dict[str, float]:
+                return {"layer": scale}
+
+        return site_of(Scaled, **plan).answer(hello()).config["fingerprint"]
+
+    assert told(1.0) != told(2.0)
+    assert told(1.0, strategy=ExactLoRA()) == told(2.0, strategy=ExactLoRA())
 
 
 def test_a_fault_is_never_a_state() -> None:

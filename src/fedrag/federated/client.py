@@ -215,7 +215,9 @@ def _fingerprint(trainable: Trainable, exchanged: State, plan: Plan) -> str:
         told = own(tuple(plan.personal))
     else:
         told = [[name, list(value.shape), str(value.dtype)] for name, value in exchanged.items()]
-    return hashlib.sha256(json.dumps([plan.digest(), told]).encode()).hexdigest()
+    # products of several scales are not averaged by averaging their factors: only some strategies can take them
+    scales = {} if plan.folding().ranks else _scales(trainable)
+    return hashlib.sha256(json.dumps([plan.digest(), told, scales]).encode()).hexdigest()
 
 
 def _scales(trainable: Trainable) -> dict[str, Scalar]:
