@@ -254,9 +254,9 @@ def test_an_unknown_scale_is_refused_where_it_matters():
     small = update(lora(2), site="small", scales={"q": 2.0}).member
     large = update(start, site="large", scales={"q": 1.0}).member
     strategy.begin(0, start)
-    with pytest.raises(ConfigError, match=r"rank 4 and site 'small' at rank 2.*was met"):
+    with pytest.raises(ConfigError, match=r"rank 4 and site 'small' at rank 2.*let one take part"):
         strategy.outgoing(start, small)
-    strategy.outgoing(start, large)
+    strategy.meet(start, [small, large, update(start, scales={"q": 5.0}).member])
     torch.testing.assert_close(
         product(strategy.outgoing(start, small), 2.0), best(product(start), 2), atol=1e-5, rtol=1e-5
     )

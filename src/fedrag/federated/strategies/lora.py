@@ -28,7 +28,7 @@ arXiv 2403.12313). It needs no strategy but `freeze_lora_a` in `build`, and send
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -122,6 +122,17 @@ class ExactLoRA:
             numbers["lora_averaging_error"] = math.sqrt(wrong / comparable)
         return new, numbers
 
+    def meet(self, state: State, members: Iterable[Member]) -> None:
+        """Learn from the sites that hold the state's pairs at its ranks what the products of the state are scaled by.
+
+        To be told of all sites, in the order of their names, before `outgoing`: a state that comes from one of them can
+        then be given to any other.
+        """
+        for member in members:
+            for pair in pairs(state):
+                if member.shapes.get(pair.a) == state[pair.a].shape:
+                    self._scales.setdefault(pair.a, _scale(member, pair))
+
     def outgoing(self, state: State, member: Member) -> State:
         """The state, its pairs at the rank and the scale that the site has."""
         out = dict(state)
@@ -143,8 +154,8 @@ class ExactLoRA:
             if of_state is None and singular[0] > 0:
                 raise ConfigError(
                     f"the state holds {pair.a!r} at rank {state[pair.a].shape[0]} and site {member.site!r} at rank "
-                    f"{rank}; what the state's product is multiplied by is known once a site of the state's rank was "
-                    "met: let one take part in the first round, or start from a state with lora_B = 0"
+                    f"{rank}; what the state's product is multiplied by only a site of the state's rank can tell: let "
+                    "one take part, or start from adapters with lora_B = 0"
                 )
             out[pair.b], out[pair.a] = shaped(pair, state, b, a)
         return out
