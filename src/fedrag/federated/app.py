@@ -6,6 +6,7 @@ hands over what came out. Neither loads torch before a message comes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fedrag.federated.checkpoint import Run
     from fedrag.federated.history import Round
 
+_log = logging.getLogger("fedrag.site")
+
 Node = Mapping[str, str | int | float | bool]
 """A node's configuration."""
 
@@ -30,7 +33,12 @@ def client_app(answer: Callable[[Node, Request], Reply]) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        return reply_message(answer(context.node_config, read_request(message)), message)
+        try:
+            reply = answer(context.node_config, read_request(message))
+        except Exception as error:  # what passed on would leave the site with its text, in Flower's own reply
+            _log.exception("this site cannot answer")
+            reply = Reply({"fault": "site", "class": type(error).__name__[:64]})
+        return reply_message(reply, message)
 
     app.query()(handle)
     app.train()(handle)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FAULTS = {
     "request": "the request is malformed",
+    "site": "what it is asked, or its site.toml, cannot be read",
     "hello": "telling what it trains failed",
     "build": "build(site) failed",
     "fingerprint": "its base model, parameter names, adapters or plan are not those of the other sites",

@@ -165,6 +165,8 @@ class Rounds:
 
     def _outgoing(self, run: Run, nodes: list[int], rejected: dict[str, str]) -> dict[int, Packs]:
         """What each site gets. One for which the strategy has no state is left out, and the others train."""
+        if meet := getattr(self.strategy, "meet", None):
+            meet(run.state, [self.roster.members[node] for node in self.roster.by_name()])
         sent: dict[int, Packs] = {}
         for node in nodes:
             member = self.roster.members[node]

@@ -36,7 +36,11 @@ class Update:
 
 
 class Strategy(Protocol):
-    """How the states of a round become one."""
+    """How the states of a round become one.
+
+    One that must know all sites before it gives any of them its share (`outgoing`) may have a method
+    `meet(state, members)` besides, which is then called first, with the members in the order of their names.
+    """
 
     @property
     def ranks(self) -> bool:
