@@ -39,14 +39,15 @@ from fedrag.training.trainer import RAGTrainer
 from fedrag.types import Document, Example
 
 ROUNDS = 5
-STEPS = {"full": 150, "quick": 50, "tiny": 10}
+FIND_STEPS = {"full": 150, "quick": 50, "tiny": 10}
+READ_STEPS = {"full": 100, "quick": 50, "tiny": 10}
 DOMAINS = ("clinic", "harbour", "museum")
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"averaging": Averaging, "exact LoRA": ExactLoRA}
 
 
 @lru_cache(maxsize=4)
 def silos_of(seed: int, size: Size) -> Silos:
-    return federation.silos(real_text.text_of(size), seed, steps=STEPS[size], rounds=ROUNDS)
+    return federation.silos(real_text.text_of(size), seed, steps=FIND_STEPS[size], rounds=ROUNDS)
 
 
 def tune(rag: RAGSystem, seed: int, *, site: str, size: Size) -> None:
@@ -85,7 +86,7 @@ def reader(rag: RAGSystem, part: World, folder: str, *, steps: int, seed: int) -
 
 def read(rag: RAGSystem, seed: int, *, how: str, size: Size, mixed: bool = False, strategy: str = "") -> None:
     """One domain alone, all together, or federated with a strategy."""
-    whole, steps = world.world_of(seed, size), STEPS[size]
+    whole, steps = world.world_of(seed, size), READ_STEPS[size]
     with TemporaryDirectory() as folder:
         if how == "federated":
             parts = shares(whole, mixed)
@@ -130,7 +131,7 @@ def ratios(grid_: Ablation, setting: str, metric: str) -> str:
 
 def plans(size: Size) -> list[Plan]:
     """A grid for the retriever and one for the reader."""
-    what = (__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ") + f" {STEPS[size]} steps, {ROUNDS} rounds."
+    what = (__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ") + f" {ROUNDS} rounds."
     seeds = (0, 1, 2) if size == "full" else (0,)
     sites = ["numpy"] if size == "tiny" else sorted(set(PACKAGES) - {federation.PUBLIC})
     finders = [federation.UNTRAINED, *sites, federation.FEDERATED, federation.CENTRALIZED]
@@ -145,16 +146,17 @@ def plans(size: Size) -> list[Plan]:
             for strategy in STRATEGIES
         }  # fmt: skip
     readers["centralized"] = {"how": "centralized"}
-    common = {"size": size, "steps": STEPS[size], "rounds": ROUNDS}
+    finding = {"size": size, "steps": FIND_STEPS[size], "rounds": ROUNDS}
+    reading = {"size": size, "steps": READ_STEPS[size], "rounds": ROUNDS}
     return [
         Plan(
             name="federated-retriever",
             title="Federated: a retriever, packages as sites",
-            what=what,
+            what=f"{what} {FIND_STEPS[size]} steps.",
             make=lambda seed: silos_of(seed, size).system(silos_of(seed, size).text),
             measure=partial(found, size=size),
             regimes={name: partial(tune, site=site, size=size) for site, name in named.items()},
-            settings={name: {"site": site, **common} for site, name in named.items()},
+            settings={name: {"site": site, **finding} for site, name in named.items()},
             columns={metric: (federation.SETTING, metric) for metric in ("recall@1", "recall@10", "mrr@10")},
             compared=("recall@1", "recall@10"),
             seeds=seeds,
@@ -165,11 +167,11 @@ def plans(size: Size) -> list[Plan]:
         Plan(
             name="federated-reader",
             title="Federated: a reader, domains as sites",
-            what=what,
+            what=f"{what} {READ_STEPS[size]} steps.",
             make=lambda seed: loop.make_system(world.world_of(seed, size), seed),
             measure=partial(among_four, size=size),
             regimes={name: partial(read, size=size, **settings) for name, settings in readers.items()},
-            settings={name: {**settings, **common} for name, settings in readers.items()},
+            settings={name: {**settings, **reading} for name, settings in readers.items()},
             columns={"gold among four": (loop.AMONG_FOUR, "exact_match"), "gold passage": (loop.GOLD, "exact_match")},
             compared=("gold among four",),
             seeds=seeds,
