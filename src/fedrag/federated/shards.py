@@ -21,9 +21,7 @@ from fedrag.federated.trainable import Segment
 from fedrag.federated.trainers import FromTrainer
 
 
-def federate(
-    trainer: Trainer, shards: Mapping[str, Sequence[Any]], plan: Plan, *, progress: bool = True
-) -> Federated:
+def federate(trainer: Trainer, shards: Mapping[str, Sequence[Any]], plan: Plan, *, progress: bool = True) -> Federated:
     """Train over the shards; the trainer ends with the final state, and its own `train_dataset` as before.
 
     Args:
@@ -36,7 +34,9 @@ def federate(
         ConfigError: for an empty shard, or a plan with personal parameters, which one shared trainer cannot keep apart.
     """
     if plan.personal:
-        raise ConfigError("one trainer cannot keep the sites' personal parameters apart: use FederatedTask and build(site)")
+        raise ConfigError(
+            "one trainer cannot keep the sites' personal parameters apart: use FederatedTask and build(site)"
+        )
     if empty := [name for name, rows in shards.items() if not len(rows)]:
         raise ConfigError(f"the shard {empty[0]!r} is empty: give every site rows to train on, or leave it out")
     before = trainer.train_dataset
