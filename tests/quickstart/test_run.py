@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedrag.quickstart import loop, retrieval
+from fedrag.quickstart import federation, loop, retrieval
 from fedrag.quickstart.run import run
 
 
@@ -26,9 +26,20 @@ def test_the_quick_form_trains_measures_and_reports(tmp_path, capsys):
     assert em("RALT", loop.NONE) < 0.1  # and knows nothing by heart
     assert em("RALT", loop.RANDOM) < 0.1
     assert em("control: answers without passages", loop.GOLD) < em("RALT", loop.GOLD)
+    sites = content["metrics"]["act C"]
+    names = {regime for regime in sites if regime.endswith(" alone")}
+    assert set(sites) == {federation.UNTRAINED, federation.FEDERATED, federation.CENTRALIZED, *names}
+
+    def found(regime):
+        return sites[regime][federation.SETTING]["recall@10"]["mean"]
+
+    assert found(federation.FEDERATED) > found(federation.UNTRAINED) + 0.03
+    (run_of_sites,) = content["federations"]
+    assert [len(done["sites"]) for done in run_of_sites["rounds"]] == [len(names)] * 2
+    assert content["bytes travelled"][0] > 2 * 2 * len(names) * 256 * 4 * 1000  # rounds, ways, sites, a vector a piece
     told = capsys.readouterr().out
     assert "gold among four" in told
-    assert all(regime in told for regime in (*real, *invented))
+    assert all(regime in told for regime in (*real, *invented, *sites))
     ends = {row["what"]: row for row in content["compared"]}
     assert all(row["n"] >= 72 and row["low"] <= row["difference"] <= row["high"] for row in ends.values())
 

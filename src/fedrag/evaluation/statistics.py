@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+_TAIL = (1 - LEVEL) / 2
 _EXACT = 13  # 2**13 sign patterns are fewer than the random ones
 _BLOCK = 2**21  # random numbers held at a time
 
@@ -50,11 +51,10 @@ def interval(
     sums, sizes = _by_cluster(values, clusters)  # [c, m], [c]
     count = len(sums)
     means = _resampled(sums, sizes, seed)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(means, [_TAIL, 1 - _TAIL], axis=0)
     # If the mean were further out, `count` equal draws would have had a probability below the tail.
     constant = np.ptp(sums / sizes[:, None], axis=0) < 1e-12
-    centre, sure = values.mean(axis=0), tail ** (1 / count)
+    centre, sure = values.mean(axis=0), _TAIL ** (1 / count)
     least, most = (sure * centre + (1 - sure) * bound for bound in bounds)
     return np.where(constant, least, low), np.where(constant, most, high)
 
@@ -71,9 +71,8 @@ def ratio_interval(
     """
     sums, sizes = _by_cluster(np.stack([before, after], axis=1), clusters)
     means = _resampled(sums, sizes, seed)
-    tail = (1 - LEVEL) / 2
     ratios = np.divide(means[:, 1], means[:, 0], out=np.full(len(means), np.inf), where=means[:, 0] > 0)
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    low, high = np.quantile(ratios, [_TAIL, 1 - _TAIL], method="nearest")
     return float(low), float(high)
 
 
