@@ -50,7 +50,7 @@ class Steps:
 
     def __init__(self, site):
         self.folder, self.target = site.folder, float(site.settings["target"])
-        self.num_examples = int(site.settings["rows"])
+        self.num_examples, self.secret = int(site.settings["rows"]), site.settings["secret"]
         self.state = {{"w": torch.zeros(3, dtype=torch.float64), "b": torch.ones(1)}}
 
     def exchange_state(self):
@@ -63,7 +63,7 @@ class Steps:
         orders = self.folder / "orders.json"
         order = json.loads(orders.read_text()).get(str(segment.round)) if orders.exists() else None
         if order == "raise":
-            raise ValueError({secret!r})
+            raise ValueError(self.secret)
         if order == "wait":
             (self.folder / "waits").write_text("")
             deadline = time.monotonic() + 300
@@ -188,14 +188,15 @@ def kill(*groups: processes.Group) -> None:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("faults")
     write_plan(folder)
-    (folder / "task.py").write_text(TASK.format(folder=str(folder), secret=SECRET))
+    (folder / "task.py").write_text(TASK.format(folder=str(folder)))
     (folder / "liar.py").write_text(LIAR)
     app = init(folder / "task.py", folder / "app", name="faults")
     with deployed(folder, app, sites="abc") as made:
         server = made.serve()
         for number, name in enumerate("abc"):
             more = ["--worker", str(app / "task.py")] if name != "c" else []
-            made.start_site(name, settings=f"[settings]\ntarget = {number + 1.5}\nrows = {number + 2}\n", more=more)
+            settings = f'[settings]\ntarget = {number + 1.5}\nrows = {number + 2}\nsecret = "{SECRET}"\n'
+            made.start_site(name, settings=settings, more=more)
         words = [sys.executable, str(folder / "liar.py"), str(app / "task.py"), str(folder / "c" / "site.toml")]
         with made.log_of("liar").open("wb") as log:
             made.groups.append(processes.Group(words, env=processes.environment(), output=log, cwd=folder))
@@ -212,7 +213,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_sites_that_fail_lie_and_lag_are_left_out_and_the_run_goes_on(scene: Scene) -> None:
-    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=60)
+    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=90)
     with scene.deployment.operator() as link:
         id = link.submit(scene.deployment.app).id
         scene.await_rounds(2)
