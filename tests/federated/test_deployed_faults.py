@@ -213,7 +213,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_sites_that_fail_lie_and_lag_are_left_out_and_the_run_goes_on(scene: Scene) -> None:
-    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=90)
+    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=120)
     with scene.deployment.operator() as link:
         id = link.submit(scene.deployment.app).id
         scene.await_rounds(2)
