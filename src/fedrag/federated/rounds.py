@@ -28,7 +28,7 @@ from fedrag.federated.plan import Plan
 from fedrag.federated.roster import Roster
 from fedrag.federated.screening import measured, screened
 from fedrag.federated.strategies.strategy import Update
-from fedrag.federated.transport import ask, await_nodes
+from fedrag.federated.transport import ask, await_nodes, await_others
 
 _log = logging.getLogger(__name__)
 
@@ -71,18 +71,28 @@ class Rounds:
         return run
 
     def _meet(self, run: Run) -> None:
-        """Wait until enough sites are there, and greet those that are new."""
-        quorum = self.plan.quorum
-        nodes = await_nodes(self.grid, quorum, self.plan.node_timeout)
-        greeting = Request("hello", {"run": run.token})
-        replies = dict(ask(self.grid, dict.fromkeys(self.roster.online(nodes), greeting), self.plan.round_timeout))
-        (self.roster.admit if run.fingerprint else self.roster.begin)(run, replies)
-        members = self.roster.members
-        if len(members) < quorum:
-            why = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.roster.absent.items())) or "no reply"
-            raise QuorumError(
-                f"{len(members)} sites can take part, the plan's quorum is {quorum}. Left out: {why}. {self._next()}"
-            )
+        """Greet the sites that are new; wait until enough are there that can take part."""
+        quorum, end = self.plan.quorum, time.monotonic() + self.plan.node_timeout
+        greeting, begun = Request("hello", {"run": run.token}), bool(run.fingerprint)
+        told: dict[int, Reply | str] = {}
+        while True:
+            nodes = await_nodes(self.grid, quorum, self.plan.node_timeout)
+            new = [node for node in self.roster.online(nodes) if node not in told]
+            replies = dict(ask(self.grid, dict.fromkeys(new, greeting), self.plan.round_timeout))
+            told |= dict.fromkeys(new, "no reply") | replies
+            if begun:
+                self.roster.admit(run, replies)
+            else:  # until they are enough, what most sites agree on may change
+                self.roster.begin(run, {node: told[node] for node in nodes if node in told})
+            members = self.roster.members
+            if len(members) >= quorum:
+                return
+            if not await_others(self.grid, {*told, *members}, end):
+                break
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.roster.absent.items())) or "no reply"
+        raise QuorumError(
+            f"{len(members)} sites can take part, the plan's quorum is {quorum}. Left out: {why}. {self._next()}"
+        )
 
     def _round(self, run: Run, number: int) -> Round:
         began = time.monotonic()

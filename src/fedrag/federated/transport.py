@@ -7,7 +7,7 @@ is that of each.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -31,6 +31,15 @@ def await_nodes(grid: Grid, quorum: int, timeout: float) -> list[int]:
             )
         time.sleep(_POLL)
     return nodes
+
+
+def await_others(grid: Grid, known: Collection[int], end: float) -> bool:
+    """Whether a node that is not known comes before the clock is at `end`; in this process nobody comes."""
+    while not isinstance(grid, LocalGrid) and time.monotonic() < end:
+        if set(grid.get_node_ids()) - set(known):
+            return True
+        time.sleep(_POLL)
+    return False
 
 
 def ask(grid: Grid, requests: Mapping[int, Request], timeout: float) -> Generator[tuple[int, Reply | str]]:
