@@ -9,7 +9,7 @@ that is not bf16. Beside them a message has a few hundred bytes of words, and an
 Every site is taken to be like the one that was built: with LoRA pairs of several ranks, give the largest.
 
 Server memory is what the process that runs the rounds holds at most beside Python and its libraries, right to a third
-where it was measured (`tests/federated/test_preflight.py`, states of 16 to 40 MB); a SuperLink holds messages of its own.
+where it was measured (states of 16 to 40 MB, 3 to 8 sites); a SuperLink holds messages of its own.
 
 >>> import torch
 >>> class Mean:
