@@ -200,6 +200,23 @@ def test_a_malformed_request_is_told_so() -> None:
     assert "fault" not in site.answer(good).config
 
 
+def test_a_state_is_known_by_its_names() -> None:
+    seen: list[Walker] = []
+
+    def build(site: Site) -> Walker:
+        seen.append(Walker(site))
+        seen[-1].state["b"] = torch.zeros(3)  # of the same shape as `w`
+        return seen[-1]
+
+    site = site_of(build)
+    request = asked(site, "close")
+    values = {"w": torch.ones(3), "b": torch.zeros(3), "own/head": torch.zeros(2)}
+    for order in (["w", "b", "own/head"], ["own/head", "b", "w"]):
+        reply = site.answer(Request("close", request.config, pack({name: values[name] for name in order})))
+        assert "fault" not in reply.config
+        assert same(seen[0].state, values)
+
+
 def test_what_is_not_finite_does_not_leave() -> None:
     class Diverging(Walker):
         def train(self, segment: Segment) -> dict[str, float]:

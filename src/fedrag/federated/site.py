@@ -19,6 +19,7 @@ train = "questions.jsonl"
 device = "cuda"
 ```
 
+>>> from fedrag.types import Example
 >>> Site("north", data={"train": [Example("Which key has clerk 1 ?", ["3"])]}).examples("train")[0].answers
 ('3',)
 """
