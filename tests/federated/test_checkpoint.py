@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crash import names, run
-from federated.federating import Walker, federate, same, three
+from federating import Walker, federate, same, three
 from fedrag import durable
 from fedrag.errors import ConfigError, StoreError
 from fedrag.federated import Plan

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from federated.federating import same
+from federating import same
 from fedrag.errors import InputError
 from fedrag.federated.exchange import Packed, from_bytes, from_record, pack, size, to_bytes, to_record, unpack
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crash import fsynced, names, run
-from federated.federating import same
+from federating import same
 from fedrag.errors import InputError, TrainingError
 from fedrag.federated import Site
 from fedrag.federated.exchange import unpack

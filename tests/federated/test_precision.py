@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 
-from federated.federating import Outcome, Walker, federate, same, three
+from federating import Outcome, Walker, federate, same, three
 from fedrag.federated import Plan, Site
 from fedrag.federated.exchange import from_record, unpack
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedMedian
 
-from federated.federating import Walker, federate
+from federating import Walker, federate
 from fedrag.errors import ConfigError, InputError
 from fedrag.federated import ExactLoRA, Plan, Site
 from fedrag.federated.preflight import preflight

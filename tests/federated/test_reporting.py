@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from federated.federating import Walker, federate, three
+from federating import Walker, federate, three
 from fedrag.errors import QuorumError
 from fedrag.federated import FederatedTask, Plan
 from fedrag.federated.history import Round, SiteRound

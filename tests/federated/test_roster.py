@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from federated.federating import same
+from federating import same
 from fedrag.federated import Plan
 from fedrag.federated.checkpoint import Run
 from fedrag.federated.client import Reply

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message
 from flwr.serverapp.strategy import FedMedian, Krum
 
-from federated.federating import Outcome, Walker, federate, of_round, same, three
+from federating import Outcome, Walker, federate, of_round, same, three
 from fedrag.errors import ConfigError, InputError, QuorumError
 from fedrag.federated import Averaging, Plan, Segment, Site
 from fedrag.federated.client import Reply, Request

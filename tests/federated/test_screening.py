@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from federated.federating import same
+from federating import same
 from fedrag.errors import InputError
 from fedrag.federated import Plan
 from fedrag.federated.client import Reply

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from transformers import TrainerCallback
 
-from federated.federating import Walker, federate, same, three
+from federating import Walker, federate, same, three
 from fedrag import RALT, RAGTrainer
 from fedrag.errors import ConfigError, InputError, QuorumError
 from fedrag.federated import FederatedTask, Plan, Site

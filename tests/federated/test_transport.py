@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
-from federated.federating import Walker, Wire, federate, same, three
+from federating import Walker, Wire, federate, same, three
 from fedrag.errors import QuorumError, TrainingError
 from fedrag.federated import Plan, transport
 from fedrag.federated.app import client_app

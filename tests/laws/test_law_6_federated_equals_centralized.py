@@ -18,7 +18,7 @@ import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.torch import load_file
 
-from federated.federating import Backwards, Outcome, Walker, federate, of_round, same, three
+from federating import Backwards, Outcome, Walker, federate, of_round, same, three
 from fedrag import LSR, RALT, Contrastive, Example, RAGTrainer
 from fedrag.federated import FederatedTask, Plan, Segment, Site, checkpoint
 from fedrag.federated.history import Round

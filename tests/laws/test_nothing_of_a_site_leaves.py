@@ -21,7 +21,7 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 
-from federated.federating import Outcome, federate
+from federating import Outcome, federate
 from fedrag import (
     LSR,
     RALT,

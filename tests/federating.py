@@ -18,9 +18,12 @@ from fedrag.federated.app import client_app
 from fedrag.federated.checkpoint import Run
 from fedrag.federated.client import Participant, Reply, Request
 from fedrag.federated.engines.local import LocalGrid, identity
+from fedrag.federated.exchange import Packed, from_bytes
 from fedrag.federated.history import Round
 from fedrag.federated.rounds import Rounds
 from fedrag.federated.schedule import seed_of
+
+RUN = "0123456789abcdef"
 
 
 class Walker:
@@ -163,3 +166,22 @@ def training(request: Request) -> bool:
 def of_round(number: int, change: Callable[[Reply], Reply]) -> Tamper:
     """Tamper with the reply of one round's training alone."""
     return lambda request, reply: change(reply) if training(request) and request.config["round"] == number else reply
+
+
+def hello(run: str = RUN) -> Request:
+    return Request("hello", {"run": run})
+
+
+def asked(site: Participant, kind: str = "train", *, run: str = RUN, **config: Any) -> Request:
+    """A request with the state that the site told of itself."""
+    told = site.answer(hello(run))
+    words = {"run": run, "fingerprint": told.config.get("fingerprint", "f"), "round": 0, **config}
+    return Request(kind, words, told.state)
+
+
+def participant(build: Callable[[Site], Any] = Walker, site: Site | None = None, **plan: Any) -> Participant:
+    return Participant(build, Plan(**{"rounds": 3, **plan}), site or Site("north"))
+
+
+def read(path: Path) -> dict[str, Packed]:
+    return from_bytes(path.read_bytes())[0]
