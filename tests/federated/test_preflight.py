@@ -74,7 +74,7 @@ class Mixed(Walker):
         {"personal": ["head", "h*f"]},
         {"strategy": FedAdam()},
     ],
-    ids=str,
+    ids=["plain", "bfloat16", "half the sites", "few", "personal", "FedAdam"],
 )
 def test_bytes_are_those_of_a_real_run(settings):
     plan = Plan(**{"rounds": 2, **settings})
