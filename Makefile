@@ -36,8 +36,9 @@ check: .venv/.installed-dev  ## format, lint, types
 doctest: .venv/.installed-dev  ## the examples in the docstrings
 	$(QUIET_CORES) $(BIN)/pytest --doctest-modules src/fedrag $(ARGS)
 
-readme: .venv/.installed-dev  ## the snippets in README.md and docs/
+readme: .venv/.installed-dev  ## the snippets in README.md and docs/, and the deployment of docs/deployment.md
 	$(BIN)/python scripts/readme.py $(ARGS)
+	$(BIN)/python scripts/deploy_on_loopback.py
 
 mutants: .venv/.installed-dev  ## plant each bug of tests/mutants.toml and demand that its test turns red
 	$(QUIET_CORES) $(BIN)/python scripts/mutants.py --jobs $(JOBS) $(ARGS)

@@ -89,7 +89,9 @@ def test_index_ask_train_evaluate(workplace, models):
 
 
 SLOW_INDEX = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children
 from fedrag.encoders.sentence import SentenceEncoder
 whole = SentenceEncoder.encode_documents
 def slowly(self, texts):

@@ -6,21 +6,17 @@ import json
 import re
 import ssl
 import stat
-import sys
-import time
 from http.client import HTTPConnection, HTTPSConnection
-from pathlib import Path
 
 import pytest
 
+from deploying import deployed, ended
 from fedrag.errors import InputError
 from fedrag.federated.client import Request
-from fedrag.federated.deployment import keys, pins, processes, worker
-from fedrag.federated.deployment.submission import connected
+from fedrag.federated.deployment import keys, pins, worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 
-FEDERATE = [sys.executable, "-c", "from fedrag.cli import main; main()", "federate"]
 PYPROJECT = """
 [project]
 name = "toy"
@@ -85,90 +81,28 @@ def write_app(folder, more=""):
     return folder
 
 
-class Deployment:
-    """What the tests hold of it: folders, addresses, logs."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.keys = folder / "keys"
-        self.gate, self.control, self.inside = (processes.free_port() for _ in range(3))
-        self.groups = []
-        keys.write_keys(self.keys, server=["localhost"], sites=["a", "b"])
-        self.app = write_app(folder / "app")
-        self.pin = pins.bundle(self.app).hash
-
-    def start(self, name, *words):
-        with self.log_of(name).open("wb") as log:
-            group = processes.Group([*FEDERATE, *words], env=processes.environment(), output=log, cwd=self.folder)
-        self.groups.append(group)
-        return group
-
-    def start_site(self, name, *, keys=None, more=()):
-        place = self.folder / name
-        place.mkdir()
-        (place / "site.toml").write_text(f'name = "{name}"\n')
-        where = ["--server", f"localhost:{self.gate}", "--keys", str(keys or self.keys / name), "--pin", self.pin]
-        return self.start(name, "site", str(place / "site.toml"), *where, *more)
-
-    def log_of(self, name):
-        return self.folder / f"{name}.log"
-
-    def await_text(self, name, text, seconds=60):
-        deadline = time.monotonic() + seconds
-        while text not in self.log_of(name).read_text():
-            assert time.monotonic() < deadline, self.log_of(name).read_text()
-            time.sleep(0.1)
-
-    def operator(self):
-        return connected(f"127.0.0.1:{self.control}", ca=self.keys / "server" / "ca.crt")
-
-    def visitor(self):
-        """Who holds what a site holds, at the address that a site has."""
-        return connected(f"localhost:{self.gate}", ca=self.keys / "a" / "ca.crt")
-
-    def replies(self, app, *words):
-        """Submit, wait, and return what the server half got back."""
-        with self.operator() as link:
-            id = str(link._call("run", str(app), link.name, *words)["run-id"])
-            ended = link.finished(id, seconds=100)
-            log = link.log(id)
-        assert ended.status == "finished:completed", log
-        return [json.loads(text) for text in re.findall(r"REPLY (.*)", log)]
-
-    def left_over(self):
-        """Command lines of processes that still speak of this deployment."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(self.folder) in line or str(self.control) in line:
-                found.append(line)
-        return found
-
-
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory):
-    made = Deployment(tmp_path_factory.mktemp("deployed"))
-    ports = ["--host", "127.0.0.1", "--port", str(made.gate), "--control-port", str(made.control)]
-    try:
-        made.start("server", "server", "--keys", str(made.keys / "server"), "--home", str(made.folder / "link"), *ports)
-        made.await_text("server", "ready")
-        (made.folder / "kept.py").write_text(KEPT)
-        made.start_site("a", more=["--port", str(made.inside), "--worker", str(made.folder / "kept.py")])
+    folder = tmp_path_factory.mktemp("deployed")
+    with deployed(folder, write_app(folder / "app")) as made:
+        made.serve()
+        (folder / "kept.py").write_text(KEPT)
+        made.start_site("a", more=["--port", str(made.inside), "--worker", str(folder / "kept.py")])
         made.start_site("b")
-        for name in ("a", "b"):
-            made.await_text(name, "SuperNode ID")
+        made.joined("a", "b")
         yield made
-    finally:
-        for group in reversed(made.groups):
-            group.stop()
-        assert made.left_over() == []
+
+
+def replies_of(deployment, app, *words):
+    """Submit, wait, and return what the server half got back."""
+    with deployment.operator() as link:
+        log = ended(link, str(link._call("run", str(app), link.name, *words)["run-id"]), seconds=100)
+    assert log.startswith("finished:completed"), log
+    return [json.loads(text) for text in re.findall(r"REPLY (.*)", log)]
 
 
 def test_the_pinned_app_runs_at_every_site(deployment):
-    replies = deployment.replies(deployment.app)
+    replies = replies_of(deployment, deployment.app)
     assert sorted(reply["site"] for reply in replies) == ["a", "b"]
 
 
@@ -185,7 +119,7 @@ def test_another_app_is_refused_before_any_of_it_runs(deployment):
     marks = deployment.folder / "marks"
     marks.mkdir()
     hostile = write_app(deployment.folder / "hostile", HOSTILE.format(folder=str(marks)))
-    replies = deployment.replies(hostile)
+    replies = replies_of(deployment, hostile)
     assert replies == [{"error": ErrorCode.INVALID_FAB}] * 2  # the server is told, for each site
     # it does write where it runs: at the server, whose operator submitted it
     (mark,) = marks.iterdir()
@@ -195,13 +129,13 @@ def test_another_app_is_refused_before_any_of_it_runs(deployment):
         installed = deployment.folder / name / "state" / "flower" / "apps"
         assert [path.name[-8:] for path in installed.glob("*")] in ([], [deployment.pin[:8]])
     # and the sites go on with what is pinned
-    assert sorted(reply["site"] for reply in deployment.replies(deployment.app)) == ["a", "b"]
+    assert sorted(reply["site"] for reply in replies_of(deployment, deployment.app)) == ["a", "b"]
 
 
 def test_the_pinned_app_with_other_settings_is_refused(deployment):
     from flwr.common.constant import ErrorCode
 
-    replies = deployment.replies(deployment.app, "--run-config", 'word="changed"')
+    replies = replies_of(deployment, deployment.app, "--run-config", 'word="changed"')
     assert replies == [{"error": ErrorCode.INVALID_FAB}] * 2
 
 
