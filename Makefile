@@ -5,7 +5,7 @@ SHELL := bash
 
 PYTHON ?= python3
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 BIN := .venv/bin
 # One thread a process: the processes share the cores, and sums come out the same on every machine.
 QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1

@@ -213,7 +213,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_sites_that_fail_lie_and_lag_are_left_out_and_the_run_goes_on(scene: Scene) -> None:
-    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=120)
+    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=60)
     with scene.deployment.operator() as link:
         id = link.submit(scene.deployment.app).id
         scene.await_rounds(2)
@@ -257,8 +257,6 @@ def test_a_run_whose_server_died_is_resumed_and_ends_as_if_it_had_not(scene: Sce
     assert len(before.history.rounds) == 1
     scene.let_go("a")
     scene.server = scene.deployment.serve()
-    with scene.deployment.operator() as link:
-        assert link.finished(id, seconds=200).status == "finished:failed"  # nobody works on it any more
     told = scene.deployment.command("resume", "--app", str(scene.deployment.app), "--wait", "200")
     assert told.returncode == 0, told.stdout + told.stderr
     run = scene.run()
@@ -267,6 +265,8 @@ def test_a_run_whose_server_died_is_resumed_and_ends_as_if_it_had_not(scene: Sce
     assert [one.number for one in run.history.rounds] == [0, 1, 2]
     assert all(list(one.sites) == ["a", "b", "c"] for one in run.history.rounds)
     assert same(run.state, scene.undisturbed())
+    with scene.deployment.operator() as link:
+        assert link.finished(id, seconds=200).status == "finished:failed"  # the one whose server died, as Flower sees it
 
 
 def test_a_site_that_is_killed_is_left_out_and_the_quorum_counts_those_that_are_left(scene: Scene) -> None:
