@@ -266,7 +266,9 @@ def test_a_run_whose_server_died_is_resumed_and_ends_as_if_it_had_not(scene: Sce
     assert all(list(one.sites) == ["a", "b", "c"] for one in run.history.rounds)
     assert same(run.state, scene.undisturbed())
     with scene.deployment.operator() as link:
-        assert link.finished(id, seconds=200).status == "finished:failed"  # the one whose server died, as Flower sees it
+        assert (
+            link.finished(id, seconds=200).status == "finished:failed"
+        )  # the one whose server died, as Flower sees it
 
 
 def test_a_site_that_is_killed_is_left_out_and_the_quorum_counts_those_that_are_left(scene: Scene) -> None:

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedrag.errors import InputError, MissingExtraError, TrainingError
-from fedrag.federated.engines import require
 from fedrag.federated.engines.local import LocalGrid, identity, run_local
+from fedrag.optional import require
 
 RUN = 5
 NODES = [{"target": 1.0}, {"target": 4.0}, {"target": 10.0}]

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "fedrag"
 
 FLOORS: dict[int, list[set[str]]] = {
-    0: [{"errors", "types", "filters", "durable"}],
+    0: [{"errors", "types", "filters", "durable", "optional"}],
     1: [{"ops"}],
     2: [{"encoders"}, {"generators"}, {"stores"}],
     3: [{"retrievers"}, {"prompts"}],
@@ -26,6 +26,7 @@ FLOORS: dict[int, list[set[str]]] = {
     5: [{"objectives"}, {"evaluation"}],
     6: [{"training"}],
     7: [{"ablations"}, {"federated"}],
+    8: [{"integrations"}],
     9: [{"quickstart", "cli", "__main__", "__init__"}],
 }
 ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts in enumerate(rooms) for part in parts}

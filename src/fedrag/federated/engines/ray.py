@@ -40,8 +40,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedrag.errors import InputError, TrainingError
-from fedrag.federated.engines import require
 from fedrag.federated.engines.local import answer, identity
+from fedrag.optional import require
 
 
 def run_ray(

@@ -1,0 +1,125 @@
+"""Another library's index as a knowledge store: searched here, exactly; written there, under the same ids.
+
+`mirror` reads the index once. Searches and training run on what it read; whatever is added, removed or embedded anew
+goes to the index too, so that after `rag.retriever.refresh()`, which the trainer calls at its end, the index holds the
+tuned encoder's vectors, written once all of them are made. Interrupted, `refresh()` again goes on.
+
+What wrote the vectors in an index stands nowhere. So some of its documents are embedded again: where the vectors agree,
+the encoder is taken to be the one that wrote them; where they do not, the store is stale until `refresh()`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedrag.errors import InputError
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.stores.matrix import Matrix
+from fedrag.stores.memory import MemoryStore
+from fedrag.types import Document, Encoder
+
+UNKNOWN = "unknown"
+"""The fingerprint of vectors that another encoder than the one at hand wrote."""
+_SAMPLE = 16
+_AGREE = 2e-3  # difference as a share of the vector's length: an index may keep half precision
+_BATCH = 256
+
+
+class Outside(Protocol):
+    """The index of another library, as it is read and written. A document's text is what the library embeds."""
+
+    def read(self) -> Iterable[tuple[Document, Sequence[float] | None]]:
+        """Yield every document with its vector; `None` where the library does not give it."""
+        ...
+
+    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        """Insert documents with their `[n, d]` vectors; of one that is there, nothing but the vector changes."""
+        ...
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Delete the documents of these ids, all of which are there."""
+        ...
+
+
+class Mirror(MemoryStore):
+    """A `MemoryStore` whose changes reach an index of another library too; `mirror` fills it.
+
+    What the index refuses is not kept here either.
+    """
+
+    def __init__(self, outside: Outside) -> None:
+        super().__init__()
+        self.outside = outside
+
+    def add(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        """Insert or replace documents with their `[n, d]` vectors."""
+        replaced = [document.id for document in documents if document.id in self]
+        super().add(documents, vectors)  # first, for it looks at what it is given
+        try:
+            if replaced:
+                self.outside.remove(replaced)
+            self.outside.write(documents, vectors)
+        except BaseException:
+            super().remove([document.id for document in documents])
+            raise
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Delete these documents; return how many were there."""
+        self.outside.remove([id for id in dict.fromkeys(ids) if id in self])
+        return super().remove(ids)
+
+    def update_vectors(self, ids: Sequence[str], vectors: Tensor) -> None:
+        """Replace the vectors of documents that are there already."""
+        before = self.vectors(ids)
+        super().update_vectors(ids, vectors)
+        try:
+            self.outside.write(self.get(ids), vectors)
+        except BaseException:
+            super().update_vectors(ids, before)
+            raise
+
+    def _swap(self, fingerprint: str, matrix: Matrix | None, place: dict[str, int]) -> None:
+        if matrix is not None and all(id in place for id in self._row):
+            ids = list(self._row)
+            for start in range(0, len(ids), _BATCH):
+                some = ids[start : start + _BATCH]
+                self.outside.write(self.get(some), matrix.take(torch.tensor([place[id] for id in some])))
+        super()._swap(fingerprint, matrix, place)
+
+
+def mirror(outside: Outside, encoder: Encoder) -> Mirror:
+    """Read an index, and find out whether this encoder wrote its vectors.
+
+    Raises:
+        InputError: if two of its documents have one id.
+    """
+    store = Mirror(outside)
+    documents: dict[str, Document] = {}
+    rows: list[Sequence[float] | None] = []
+    for document, vector in outside.read():
+        if document.id in documents:
+            raise InputError(f"the index holds the id {document.id!r} twice; give each of its documents its own")
+        documents[document.id] = document
+        rows.append(vector)
+    if documents:
+        known = all(row is not None for row in rows)
+        vectors = torch.tensor(rows if known else [[0.0]] * len(rows), dtype=torch.float32)
+        MemoryStore.add(store, list(documents.values()), vectors)
+        store.fingerprint = encoder.fingerprint if known and _wrote(encoder, store) else UNKNOWN
+    return store
+
+
+def _wrote(encoder: Encoder, store: MemoryStore) -> bool:
+    """Whether the encoder gives a sample of the documents the vectors that they have."""
+    documents = list(store.documents())
+    sample = random.Random(0).sample(documents, min(_SAMPLE, len(documents)))
+    there = store.vectors([document.id for document in sample])
+    made = DenseRetriever(encoder, store).embed_documents(sample).float().cpu()
+    if made.shape != there.shape:
+        return False
+    return bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())

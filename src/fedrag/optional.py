@@ -1,0 +1,16 @@
+"""Libraries that come with an extra: what is said when one is not there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from fedrag.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str) -> None:
+    """Raise `MissingExtraError`, which names the extra to install, unless the library `module` is installed.
+
+    It is looked for, not imported.
+    """
+    if find_spec(module) is None:
+        raise MissingExtraError(f"{module} is not installed; install it with: pip install 'fedrag[{extra}]'")
