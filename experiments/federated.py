@@ -42,6 +42,7 @@ ROUNDS = 5
 FIND_STEPS = {"full": 150, "quick": 50, "tiny": 10}
 READ_STEPS = {"full": 100, "quick": 50, "tiny": 10}
 DOMAINS = ("clinic", "harbour", "museum")
+EVERY_STEP = "centralized, every site's steps"
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"averaging": Averaging, "exact LoRA": ExactLoRA}
 
 
@@ -51,10 +52,12 @@ def silos_of(seed: int, size: Size) -> Silos:
 
 
 def tune(rag: RAGSystem, seed: int, *, site: str, size: Size) -> None:
-    """One site alone, "federated" or "centralized"."""
+    """One site alone, "federated", or centralized with one site's steps or every site's."""
     whole = silos_of(seed, size)
     if site == federation.FEDERATED:
         whole.federate(rag, progress=False)
+    elif site == EVERY_STEP:
+        replace(whole, steps=whole.steps * len(whole.names)).alone(rag, None, bar=False)
     elif site != federation.UNTRAINED:
         whole.alone(rag, None if site == federation.CENTRALIZED else site, bar=False)
 
@@ -101,6 +104,8 @@ def read(rag: RAGSystem, seed: int, *, how: str, size: Size, mixed: bool = False
             result = FederatedTask(build, plan).run([Site(name) for name in parts], progress=False)
             print(result.history.to_json())
             result.load_into(reader(rag, whole, folder, steps=steps, seed=seed))
+        elif how == EVERY_STEP:
+            reader(rag, whole, folder, steps=steps * len(DOMAINS), seed=seed).train()
         elif how != "frozen":
             part = whole if how == "centralized" else shares(whole, mixed=False)[how]
             reader(rag, part, folder, steps=steps, seed=seed).train()
@@ -112,8 +117,7 @@ def among_four(rag: RAGSystem, seed: int, *, size: Size) -> dict[str, Report]:
 
 
 def ratios(grid_: Ablation, setting: str, metric: str) -> str:
-    """What is kept of the centralized quality, with the interval of the ratio."""
-    rows = [("regime", f"{metric} / centralized", "95 % interval")]
+    """What is kept of the centralized quality, with the intervals of the ratios."""
 
     def values(regime: str) -> tuple[np.ndarray, list[str]]:
         records = [
@@ -121,11 +125,16 @@ def ratios(grid_: Ablation, setting: str, metric: str) -> str:
         ]
         return np.array([r.values[metric] for r in records]), [str(r.example.metadata[CLUSTER]) for r in records]
 
-    before, clusters = values(federation.CENTRALIZED)
+    whole = (federation.CENTRALIZED, EVERY_STEP)
+    rows = [("regime", *(f"{metric} / {other}" for other in whole))]
     for regime in grid_.cells:
-        after, _ = values(regime)
-        low, high = ratio_interval(after, before, clusters=clusters)
-        rows.append((regime, f"{after.mean() / before.mean():.3f}", f"{low:.3f} to {high:.3f}"))
+        after, clusters = values(regime)
+        told: list[str] = []
+        for other in whole:
+            before, _ = values(other)
+            low, high = ratio_interval(after, before, clusters=clusters)
+            told.append(f"{after.mean() / before.mean():.3f} ({low:.3f} to {high:.3f})")
+        rows.append((regime, *told))
     return f"## Ratio to centralized\n\n{markdown_table(rows)}"
 
 
@@ -134,7 +143,7 @@ def plans(size: Size) -> list[Plan]:
     what = (__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ") + f" {ROUNDS} rounds."
     seeds = (0, 1, 2) if size == "full" else (0,)
     sites = ["numpy"] if size == "tiny" else sorted(set(PACKAGES) - {federation.PUBLIC})
-    finders = [federation.UNTRAINED, *sites, federation.FEDERATED, federation.CENTRALIZED]
+    finders = [federation.UNTRAINED, *sites, federation.FEDERATED, federation.CENTRALIZED, EVERY_STEP]
     named = {site: f"{site} alone" if site in sites else site for site in finders}
     readers: dict[str, dict[str, object]] = {"frozen": {"how": "frozen"}}
     readers |= {f"{domain} alone": {"how": domain} for domain in DOMAINS}
@@ -145,7 +154,7 @@ def plans(size: Size) -> list[Plan]:
             }
             for strategy in STRATEGIES
         }  # fmt: skip
-    readers["centralized"] = {"how": "centralized"}
+    readers |= {name: {"how": name} for name in (federation.CENTRALIZED, EVERY_STEP)}
     finding = {"size": size, "steps": FIND_STEPS[size], "rounds": ROUNDS}
     reading = {"size": size, "steps": READ_STEPS[size], "rounds": ROUNDS}
     return [
@@ -161,7 +170,7 @@ def plans(size: Size) -> list[Plan]:
             compared=("recall@1", "recall@10"),
             seeds=seeds,
             baseline=federation.UNTRAINED,
-            pairs=[(federation.FEDERATED, named[other]) for other in (*sites, federation.CENTRALIZED)],
+            pairs=[(federation.FEDERATED, named[other]) for other in (*sites, federation.CENTRALIZED, EVERY_STEP)],
             notes=partial(ratios, setting=federation.SETTING, metric="recall@10"),
         ),
         Plan(
@@ -176,7 +185,10 @@ def plans(size: Size) -> list[Plan]:
             compared=("gold among four",),
             seeds=seeds,
             pairs=[
-                *(("federated, averaging", other) for other in ("centralized", *(f"{d} alone" for d in DOMAINS))),
+                *(
+                    ("federated, averaging", other)
+                    for other in (federation.CENTRALIZED, EVERY_STEP, *(f"{d} alone" for d in DOMAINS))
+                ),
                 ("federated, exact LoRA", "federated, averaging"),
                 ("federated, exact LoRA, mixed sites", "federated, averaging, mixed sites"),
             ],
