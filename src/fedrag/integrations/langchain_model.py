@@ -1,0 +1,175 @@
+"""LangChain's chat model over a RAG system's generator, and a model of LangChain as the generator of a RAG system.
+
+model = ChatFedRAG(rag=rag)
+model.invoke([SystemMessage("Be brief."), HumanMessage("Where is the key ?")])
+for chunk in model.stream("Where is the key ?"): print(chunk.text)
+"""
+
+# ruff: noqa: E402  (imports after `require`)
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import Field
+
+from fedrag.errors import BudgetError, InputError
+from fedrag.generators.causal import CausalLM
+from fedrag.generators.decoding import Mixed
+from fedrag.integrations.langchain_index import refuse
+from fedrag.integrations.langchain_store import Saved
+from fedrag.optional import require
+from fedrag.prompts import Tokens
+from fedrag.types import Generator, Streamer
+
+require("langchain_core", extra="langchain")
+
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    convert_to_openai_messages,
+    get_buffer_string,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+
+class ChatFedRAG(Saved, BaseChatModel):
+    """The system's generator, without its retriever. Decoding is greedy.
+
+    One message of a user is a prompt, as fedrag trains on it. More messages are written by the tokenizer's chat
+    template, in which what they say can be no control token; without a template, as lines of a dialogue.
+
+    Args:
+        max_tokens: tokens of an answer; `None` leaves it to the generator. A call may say otherwise.
+        stop: strings that end an answer; a call may say otherwise.
+        temperature: 0, the only one that there is.
+    """
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: list[str] | None = None
+    temperature: float = Field(default=0.0, ge=0.0, le=0.0)
+
+    @property
+    def model_name(self) -> str:
+        """What traces call the model: the name that its weights were read from, or the generator's class."""
+        config = getattr(getattr(self.generator, "model", None), "config", None)
+        return getattr(config, "name_or_path", "") or type(self.generator).__name__
+
+    @property
+    def generator(self) -> Generator:
+        """The system's generator. Raises `InputError` when it has none."""
+        if self.rag.generator is None:
+            raise InputError("this system has no generator, so it cannot chat: give it one")
+        return self.rag.generator
+
+    @property
+    def _llm_type(self) -> str:
+        return "fedrag"
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # the key of LangChain's cache: another model, or this one after training, has other answers
+        return f"{super()._get_llm_string(stop, **kwargs)} {getattr(self.generator, 'fingerprint', id(self.generator))}"
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        *pieces, last = (chunk.message for chunk in self._stream(messages, stop, **kwargs))
+        about = cast(AIMessageChunk, last)
+        message = AIMessage(
+            "".join(str(piece.content) for piece in pieces),
+            usage_metadata=about.usage_metadata,
+            response_metadata=about.response_metadata,
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,  # LangChain tells its callbacks of every chunk itself
+        *,
+        max_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        refuse(kwargs)
+        text, prompt = "", _prompt(self.generator, messages)
+        most, ends = max_tokens or self.max_tokens, self.stop if stop is None else stop
+        for piece in _pieces(self.generator, prompt, most, ends):
+            text += piece
+            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+        end = AIMessageChunk(content="", response_metadata={"model_name": self.model_name}, chunk_position="last")
+        if isinstance(self.generator, Tokens):
+            ids = self.generator.prompt_ids(prompt) if isinstance(prompt, str) else prompt
+            given, made = len(ids), self.generator.count(text)
+            end.usage_metadata = UsageMetadata(input_tokens=given, output_tokens=made, total_tokens=given + made)
+        yield ChatGenerationChunk(message=end)
+
+
+@dataclass(frozen=True, slots=True)
+class LangChainGenerator:
+    """A language model of LangChain as a `Generator` and `Streamer`: it answers, and cannot be trained."""
+
+    llm: BaseLanguageModel[Any]
+
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
+    ) -> list[str]:
+        """Return one continuation per prompt; `max_new_tokens` goes on as `max_tokens`, as LangChain calls it."""
+        return [_text(said) for said in self.llm.batch(list(prompts), **_settings(max_new_tokens, stop))]
+
+    def stream(
+        self, prompt: str, *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
+    ) -> Iterator[str]:
+        """Yield the pieces of the continuation as the model gives them."""
+        return map(_text, self.llm.stream(prompt, **_settings(max_new_tokens, stop)))
+
+
+def _prompt(generator: Generator, messages: list[BaseMessage]) -> str | list[int]:
+    """Return what the generator goes on from: a text, or the ids of messages in their chat template."""
+    read = convert_to_openai_messages(messages, text_format="string")
+    for message in read:
+        if not isinstance(message["content"], str):
+            raise InputError(f"the {message['role']} message holds more than text, which this model cannot read")
+    if len(read) == 1 and read[0]["role"] == "user":
+        return read[0]["content"]
+    if not (isinstance(generator, CausalLM) and generator.tokens.chat):
+        return f"{get_buffer_string(messages)}\nAI:"
+    return cast(
+        list[int],
+        generator.tokenizer.apply_chat_template(
+            read, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False, enable_thinking=False
+        ),
+    )
+
+
+def _pieces(
+    generator: Generator, prompt: str | list[int], most: int | None, stop: Sequence[str] | None
+) -> Iterator[str]:
+    if isinstance(prompt, str):
+        if isinstance(generator, Streamer):
+            return generator.stream(prompt, max_new_tokens=most, stop=stop)
+        return iter(generator.generate([prompt], max_new_tokens=most, stop=stop))
+    assert isinstance(generator, CausalLM)  # nobody else's prompt is ids
+    steps = most or generator.max_new_tokens
+    if len(prompt) + steps > generator.max_length:
+        raise BudgetError(
+            f"the messages have {len(prompt)} tokens and the answer {steps}: together more than max_length="
+            f"{generator.max_length}; leave out the oldest messages, or lower max_tokens"
+        )
+    decoder = generator._decoder  # pyright: ignore[reportPrivateUsage]
+    return decoder.pieces(Mixed([prompt], [1.0]), steps, generator.stop if stop is None else stop)
+
+
+def _settings(max_new_tokens: int | None, stop: Sequence[str] | None) -> dict[str, Any]:
+    """What LangChain's models call the settings of a call; those that are not given are left to the model."""
+    named = {"max_tokens": max_new_tokens, "stop": None if stop is None else list(stop)}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _text(said: Any) -> str:
+    """The text of what a model says: a language model's string, or a chat model's message."""
+    return said if isinstance(said, str) else str(said.text)
