@@ -1,4 +1,4 @@
-"""An index that Haystack wrote, tuned here, asked by Haystack: more questions find their document, by Haystack's count."""
+"""An index that Haystack wrote, tuned here and asked by Haystack: more questions find their document."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_index_of_haystack_is_taken_tuned_and_given_back_better(tmp_path: Any
     written = store.filter_documents()
     assert [replace(d, embedding=None) for d in written] == given  # ids, content and metadata as they were
 
-    # the index can be asked by the tuned encoder alone: by the one that was there, by ours in its place, by our pipeline
+    # the embedder that was there holds the tuned model; ours in its place, and our own pipeline, find the same
     tuned = [asking.run({"query": {"text": example.question}})["retriever"]["documents"] for example in ASKED[:20]]
     assert swap_embedders(asking, rag) == ["query"]
     ours = to_haystack(rag)
