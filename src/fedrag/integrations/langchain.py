@@ -40,7 +40,6 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import (
     Runnable,
     RunnableConfig,
-    RunnableGenerator,
     RunnableLambda,
     RunnableParallel,
     RunnablePassthrough,
@@ -153,7 +152,8 @@ class FedRAGChain(Saved, RunnableSerializable[str, Found]):
     """Ask the whole system: a question in, `{"input", "context", "answer"}` out, what `rag.query` answers.
 
     Streams give the question and the documents first and then the answer piece by piece. Inside are the retriever and
-    the chat model, as runs of their own in a trace. `k` and `filter` stand here or come with a call.
+    the chat model, as runs of their own in a trace; the ensemble reader, which reads several prompts at once, asks no
+    chat model and answers in one piece. `k` and `filter` stand here or come with a call.
     """
 
     k: int | None = None
@@ -184,13 +184,12 @@ class FedRAGChain(Saved, RunnableSerializable[str, Found]):
             documents = [Document(page.page_content, page.id, page.metadata) for page in found["context"]]
             return rag.prompt_for(found["input"], documents)
 
-        def mixed(found: Iterator[Found]) -> Iterator[str]:
-            for one in found:
-                yield from rag.stream(one["input"], k=depth, where=where(chosen))
+        def mixed(found: Found) -> str:
+            return rag.query(found["input"], k=depth, where=where(chosen)).text
 
         answer: Any = RunnableLambda(prompt) | cast(Any, LangChainParts(rag).chat_model) | StrOutputParser()
         if rag.reader == "ensemble":  # it reads several prompts at once, which is more than a chat model takes
-            answer = RunnableGenerator(mixed)
+            answer = RunnableLambda(mixed)
         found = RunnableParallel(input=RunnablePassthrough(), context=retriever)
         steps = found | RunnablePassthrough.assign(answer=answer)
         return cast(Any, steps.with_config(run_name=self.get_name()))

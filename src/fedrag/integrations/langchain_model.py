@@ -26,15 +26,10 @@ from fedrag.types import Generator, Streamer
 require("langchain_core", extra="langchain")
 
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    convert_to_openai_messages,
-    get_buffer_string,
-)
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_openai_messages, get_buffer_string
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 
 class ChatFedRAG(Saved, BaseChatModel):
@@ -77,14 +72,7 @@ class ChatFedRAG(Saved, BaseChatModel):
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        *pieces, last = (chunk.message for chunk in self._stream(messages, stop, **kwargs))
-        about = cast(AIMessageChunk, last)
-        message = AIMessage(
-            "".join(str(piece.content) for piece in pieces),
-            usage_metadata=about.usage_metadata,
-            response_metadata=about.response_metadata,
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return generate_from_stream(self._stream(messages, stop, **kwargs))
 
     def _stream(
         self,
@@ -104,7 +92,7 @@ class ChatFedRAG(Saved, BaseChatModel):
         end = AIMessageChunk(content="", response_metadata={"model_name": self.model_name}, chunk_position="last")
         if isinstance(self.generator, Tokens):
             ids = self.generator.prompt_ids(prompt) if isinstance(prompt, str) else prompt
-            given, made = len(ids), self.generator.count(text)
+            given, made = len(ids), self.generator.count(text)  # of the text: which tokens made it is not told
             end.usage_metadata = UsageMetadata(input_tokens=given, output_tokens=made, total_tokens=given + made)
         yield ChatGenerationChunk(message=end)
 
