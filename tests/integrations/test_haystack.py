@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is first imported
 
 import pytest
+import torch
 from haystack import Document, Pipeline, component, tracing
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
 from haystack.components.writers import DocumentWriter
 from haystack.core.errors import DeserializationError
-from haystack.dataclasses import ByteStream, ChatMessage
+from haystack.dataclasses import ByteStream, ChatMessage, SparseEmbedding
 from haystack.document_stores.errors import DuplicateDocumentError
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DuplicatePolicy
@@ -399,8 +401,30 @@ def test_a_document_is_taken_with_the_text_that_their_embedder_embeds() -> None:
     theirs = asking.run({"texts": {"text": "clerk 3"}})["retriever"]["documents"]
     ours = FedRAGRetriever(rag).run("clerk 3", top_k=2)["documents"]
     assert [(d.id, d.content, d.meta) for d in ours] == [(d.id, d.content, d.meta) for d in theirs]
+    asked = asking.run({"texts": {"text": "clerk 3"}}, include_outputs_from={"texts"})["texts"]["embedding"]
+    assert FedRAGTextEmbedder(rag).run("clerk 3")["embedding"] == pytest.approx(asked, abs=1e-6)
     nested = {"field": "meta.nested.row", "operator": ">", "value": 6}
     assert {d.id for d in FedRAGRetriever(rag).run("clerk", filters=nested)["documents"]} == {"d7", "d8"}
+
+
+def test_new_vectors_are_all_that_changes_in_their_store() -> None:
+    store, when = InMemoryDocumentStore(), datetime(2026, 1, 2, 12)
+    blob, sparse = ByteStream(b"wav", meta={"room": 12}, mime_type="audio/wav"), SparseEmbedding([1], [0.5])
+    odd = Document(
+        id="odd", content=None, blob=blob, sparse_embedding=sparse, meta={"when": when}, embedding=[1.0] * 32
+    )
+    indexing, asking = pipelines(store)
+    store.write_documents([odd])
+    before = store.filter_documents()
+    rag = from_haystack(indexing, asking, encoder=SentenceEncoder(tiny_sentence_transformer(seed=1, kind="static")))
+    assert rag.dense.refresh(progress=False) == 10
+    after = store.filter_documents()
+    assert [replace(d, embedding=None) for d in after] == [replace(d, embedding=None) for d in before]
+    ids = [document.id for document in after]
+    assert torch.allclose(torch.tensor([document.embedding for document in after]), rag.dense.store.vectors(ids))
+    assert from_haystack(indexing, encoder=rag.dense.encoder).dense.store.fingerprint == rag.dense.encoder.fingerprint
+    late = {"field": "meta.when", "operator": ">", "value": datetime(2026, 1, 2, 6)}
+    assert [d.id for d in FedRAGRetriever(rag).run("clerk", filters=late)["documents"]] == ["odd"]
 
 
 def test_what_is_added_and_removed_here_is_so_there() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -75,14 +75,19 @@ def embedded_text(embedder: Any, document: haystack.Document) -> str:
 def from_haystack_document(document: haystack.Document, text: str | None = None) -> Document:
     """A document of Haystack as one of fedrag, under its id, with `text` or else its content to be embedded.
 
-    Metadata becomes plain JSON, where anything else stands as its string; of a blob its bytes and MIME type are kept.
+    Metadata becomes plain JSON, with dates as ISO strings and anything else as its string. Of a blob the bytes and the
+    MIME type are kept.
     """
     content, blob = document.content or "", document.blob
-    metadata = cast(dict[str, Any], json.loads(json.dumps(document.meta, default=str)))
+    metadata = cast(dict[str, Any], json.loads(json.dumps(document.meta, default=_as_text)))
     if text is not None and text != content:
         metadata[CONTENT] = content
     media = () if blob is None else (Media(blob.data, blob.mime_type or ""),)
     return Document(content if text is None else text, document.id, metadata, media)
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def to_haystack_document(document: Document, *, score: float | None = None) -> haystack.Document:
