@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from fedrag.errors import InputError, StoreError
-from fedrag.filters import Predicate, compile_filter
+from fedrag.filters import compile_filter
 from fedrag.integrations.mirror import UNKNOWN
-from fedrag.integrations.qdrant_collection import PAGE, Collection, fitting, named, pages, vector_of
+from fedrag.integrations.qdrant_collection import Collection, fitting, named, vector_of
 from fedrag.integrations.qdrant_filters import narrow
-from fedrag.integrations.qdrant_payloads import KEY, LANGCHAIN, Columns, Layout, layout_of, point_ids
+from fedrag.integrations.qdrant_payloads import LANGCHAIN, Columns, Layout, layout_of, point_ids
 from fedrag.integrations.qdrant_rebuild import QdrantRebuild
 from fedrag.optional import require
 from fedrag.prompts import Prompt
@@ -48,7 +48,6 @@ require("qdrant_client", extra="qdrant")
 from qdrant_client import QdrantClient, models  # noqa: E402
 
 _SLACK = 16  # points asked for above k: enough to see that the k-th ties with none
-_REQUESTS = 64  # queries that Qdrant gets at a time
 _SAMPLE, _AGREE = 16, 2e-3  # documents embedded again to see who wrote them; the share of a norm they may differ by
 
 
@@ -74,13 +73,8 @@ class QdrantStore:
         text_key: str | None = None,
         exact: bool = True,
     ) -> None:
-        self._points = Collection(client, collection, vector_name)
+        self._points = Collection(client, collection, vector_name=vector_name, exact=exact)
         self._layout: Layout | None = Columns(text_key) if text_key is not None else None
-        local = client.init_options.get("location") == ":memory:" or client.init_options.get("path") is not None
-        self._how: models.SearchParams | None = None  # a client that is the database itself is exact, and says so
-        if exact and not local:
-            plainly = models.QuantizationSearchParams(ignore=True)
-            self._how = models.SearchParams(exact=True, quantization=plainly)
         self._order = 0
         self._rebuild: QdrantRebuild | None = None
 
@@ -111,21 +105,29 @@ class QdrantStore:
             raise InputError(f"k is {k}; ask for at least one hit")
         keep = compile_filter(where) if where is not None else None
         found: list[list[Hit]] = [[] for _ in queries]
-        if not found or not len(self):
+        if not found or not self._points.exists():
             return found
         name, dense = self._points.dense()
         if queries.shape[1] != dense.size:
+            if not len(self):
+                return found
             fitting(self._points.name, queries, dense)
         among = narrow(where, self.layout.paths) if where is not None else None
         waiting, limit = list(range(len(queries))), k + _SLACK
         while waiting:
-            asked = self._ask(queries[waiting], name, limit, among)
+            asked = self._points.nearest(queries[waiting].tolist(), limit, among)
             unsettled: list[int] = []
             for i, points in zip(waiting, asked, strict=True):
+                if not points:
+                    continue
                 rows = torch.tensor([vector_of(point, name) for point in points])  # [m, d]
-                scores = _scores(queries[i], rows)
-                found[i] = self._hits(points, scores, k, keep)
-                if len(points) == limit and not _settled(queries[i], rows, scores, found[i], k):
+                # added up in float64, so that equal vectors have equal scores, whatever else is asked with them
+                scores: list[float] = (rows.double() * queries[i].double()).sum(-1).float().tolist()
+                hits = [Hit(self._read(point), score) for point, score in zip(points, scores, strict=True)]
+                hits = [hit for hit in hits if keep is None or keep(hit.document.metadata)]
+                found[i] = sorted(hits, key=lambda hit: (-hit.score, hit.document.id))[:k]
+                floor = min(scores) + _error(queries[i], rows)  # above it is nothing that Qdrant left out
+                if len(points) == limit and (len(found[i]) < k or found[i][-1].score <= floor):
                     unsettled.append(i)
             waiting, limit = unsettled, 4 * limit
         return found
@@ -156,7 +158,7 @@ class QdrantStore:
 
         Which they are is settled when the stream begins; their texts are read page by page.
         """
-        return (self._read(point) for point in self._scan())
+        return (self._read(point) for point in self._points.in_order())
 
     def update_vectors(self, ids: Sequence[str], vectors: Tensor) -> None:
         """Replace the vectors of documents that are there already."""
@@ -176,9 +178,8 @@ class QdrantStore:
         if self._rebuild is None or self._rebuild.fingerprint != fingerprint or self._rebuild.closed:
             if self._rebuild is not None:
                 self._rebuild.closed = True
-            self._rebuild = QdrantRebuild(
-                self._points, fingerprint, scan=self._scan, known=partial(self._known, vectors=True), read=self._read
-            )
+            known = partial(self._known, vectors=True)
+            self._rebuild = QdrantRebuild(self._points, fingerprint, known=known, read=self._read)
         return self._rebuild
 
     @property
@@ -206,17 +207,6 @@ class QdrantStore:
             self._layout = layout_of(first.payload or {})
         return self._layout
 
-    def _scan(self) -> Iterator[models.Record]:
-        """Stream all points with their payloads, in the order of their documents."""
-        if not self._points.exists():
-            return
-        orders: list[tuple[int, int, Any]] = []
-        for i, point in enumerate(self._points.points(payload=[f"{KEY}.order"], vectors=False)):
-            orders.append((((point.payload or {}).get(KEY) or {}).get("order", 0), i, point.id))
-        for page in pages([id for _, _, id in sorted(orders)], PAGE):
-            there = {point.id: point for point in self._points.some(page, payload=True, vectors=False)}
-            yield from (there[id] for id in page if id in there)
-
     def _read(self, point: models.Record | models.ScoredPoint) -> Document:
         return self.layout.read(point.id, point.payload or {})
 
@@ -237,28 +227,6 @@ class QdrantStore:
                 raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
         return [there[id] for id in ids]
 
-    def _ask(
-        self, queries: Tensor, name: str | None, limit: int, among: models.Filter | None
-    ) -> Iterator[list[models.ScoredPoint]]:
-        """Yield, per row of `[n, d]` queries, what Qdrant finds best, with payloads and vectors."""
-        requests = [
-            models.QueryRequest(
-                query=query, using=name, limit=limit, filter=among, params=self._how, with_payload=True,
-                with_vector=True if name is None else [name],
-            )
-            for query in queries.tolist()
-        ]  # fmt: skip
-        for page in pages(requests, _REQUESTS):
-            for found in self._points.client.query_batch_points(self._points.name, page):
-                yield found.points
-
-    def _hits(
-        self, points: Sequence[models.ScoredPoint], scores: list[float], k: int, keep: Predicate | None
-    ) -> list[Hit]:
-        hits = [Hit(self._read(point), score) for point, score in zip(points, scores, strict=True)]
-        hits = [hit for hit in hits if keep is None or keep(hit.document.metadata)]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.document.id))[:k]
-
     def _next(self, count: int) -> int:
         """Return the first of so many numbers that are larger than all before, in other processes too."""
         first = max(self._order, time.time_ns())
@@ -270,6 +238,8 @@ class QdrantStore:
         if not self._points.exists():
             self._points.create(width)
         elif self._points.dense()[1].size != width and not len(self) and self._points.aliased():
+            if self._rebuild is not None:
+                self._rebuild.closed = True
             self._points.make_successor(width, self.fingerprint)
             self._points.succeed()
 
@@ -315,12 +285,6 @@ def _wrote(retriever: DenseRetriever[Any]) -> bool:
     return bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
 
 
-def _scores(query: Tensor, rows: Tensor) -> list[float]:
-    """Inner products, added up in float64: the same for equal vectors, whatever else is asked with them."""
-    return (rows.double() * query.double()).sum(-1).float().tolist() if len(rows) else []
-
-
-def _settled(query: Tensor, rows: Tensor, scores: list[float], hits: list[Hit], k: int) -> bool:
-    """Whether no point that Qdrant left out can be among the k best, by its rounding or by a tie."""
-    error = (len(query) + 2) * 2.0**-22 * float(query.norm()) * float(rows.norm(dim=1).max())
-    return len(hits) == k and hits[-1].score > min(scores) + error
+def _error(query: Tensor, rows: Tensor) -> float:
+    """Twice the worst error of Qdrant's float32 products of a query `[d]` with `[m, d]` vectors."""
+    return (len(query) + 2) * 2.0**-22 * float(query.norm()) * float(rows.norm(dim=1).max())

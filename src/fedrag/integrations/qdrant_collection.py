@@ -25,6 +25,7 @@ require("qdrant_client", extra="qdrant")
 from qdrant_client import QdrantClient, models  # noqa: E402
 
 PAGE = 256  # points in a request
+_REQUESTS = 64  # queries in a request
 _UNIT = 1e-3  # what a vector's norm may differ from 1 in a collection that makes it 1
 
 T = TypeVar("T")
@@ -33,15 +34,23 @@ T = TypeVar("T")
 class Collection:
     """Points and their vectors; `vector_name` is needed where a point has several of them."""
 
-    def __init__(self, client: QdrantClient, name: str, vector_name: str | None) -> None:
+    def __init__(self, client: QdrantClient, name: str, *, vector_name: str | None, exact: bool) -> None:
         self.client = client
         self.name = name
         self._vector_name = vector_name
+        self._seen = False
+        local = client.init_options.get("location") == ":memory:" or client.init_options.get("path") is not None
+        self._how: models.SearchParams | None = None  # a client that is the database itself is always exact
+        if exact and not local:
+            self._how = models.SearchParams(exact=True, quantization=models.QuantizationSearchParams(ignore=True))
         self._noted = ""  # of a collection that is still to be made
 
     def exists(self, name: str | None = None) -> bool:
         """Whether there is a collection, or an alias, of this name."""
-        return self.client.collection_exists(name or self.name)
+        if name is not None:
+            return self.client.collection_exists(name)
+        self._seen = self._seen or self.client.collection_exists(self.name)
+        return self._seen
 
     def dense(self, name: str | None = None) -> tuple[str | None, models.VectorParams]:
         """Return the name of the vectors, `None` for the unnamed ones, and their settings."""
@@ -148,6 +157,34 @@ class Collection:
         for page in pages(ids, PAGE):
             found += self.client.retrieve(name or self.name, page, with_payload=payload, with_vectors=vectors)
         return found
+
+    def in_order(self) -> Iterator[models.Record]:
+        """Stream all points with their payloads, in the order of their documents."""
+        if not self.exists():
+            return
+        orders: list[tuple[int, int, Any]] = []
+        for i, point in enumerate(self.points(payload=[f"{KEY}.order"], vectors=False)):
+            orders.append((((point.payload or {}).get(KEY) or {}).get("order", 0), i, point.id))
+        for page in pages([id for _, _, id in sorted(orders)], PAGE):
+            there = {point.id: point for point in self.some(page, payload=True, vectors=False)}
+            yield from (there[id] for id in page if id in there)
+
+    def nearest(
+        self, queries: list[list[float]], limit: int, among: models.Filter | None
+    ) -> Iterator[list[models.ScoredPoint]]:
+        """Yield what Qdrant finds best for each query, with payloads and vectors."""
+        which, _ = self.dense()
+        wanted = True if which is None else [which]
+        for page in pages(queries, _REQUESTS):
+            requests = [
+                models.QueryRequest(
+                    query=query, using=which, limit=limit, filter=among, params=self._how, with_payload=True,
+                    with_vector=wanted,
+                )
+                for query in page
+            ]  # fmt: skip
+            for found in self.client.query_batch_points(self.name, requests):
+                yield found.points
 
     def put(self, points: Iterable[models.PointStruct], name: str | None = None) -> None:
         """Insert or replace points."""

@@ -28,7 +28,6 @@ class QdrantRebuild:
     Args:
         points: the collection in use.
         fingerprint: that of the encoder to come.
-        scan: streams the points of the collection in the order of their documents.
         known: returns the points of these documents, in order.
         read: returns the document of a point.
     """
@@ -38,7 +37,6 @@ class QdrantRebuild:
         points: Collection,
         fingerprint: str,
         *,
-        scan: Callable[[], Iterator[models.Record]],
         known: Callable[[Sequence[str]], list[models.Record]],
         read: Callable[[models.Record], Document],
     ) -> None:
@@ -46,7 +44,7 @@ class QdrantRebuild:
         self.closed = False
         self._points = points
         self._name = points.successor()
-        self._scan, self._known, self._read = scan, known, read
+        self._known, self._read = known, read
         if points.exists(self._name) and points.fingerprint(self._name) != fingerprint:
             points.client.delete_collection(self._name)
 
@@ -78,7 +76,7 @@ class QdrantRebuild:
     def commit(self) -> None:
         """Put the new vectors and their fingerprint in place. Raises `StoreError` while any is missing."""
         made = self._made()
-        here = {point.id for point in self._scan()}
+        here = {point.id for point in self._points.in_order()}
         if waiting := sum(1 for _ in self._waiting()):
             raise StoreError(f"{waiting} of {len(here)} documents have no new vector yet; put those of `missing`")
         if made:
@@ -90,7 +88,7 @@ class QdrantRebuild:
         self.closed = True
 
     def _waiting(self) -> Iterator[models.Record]:
-        for page in pages(self._scan(), PAGE):
+        for page in pages(self._points.in_order(), PAGE):
             done: dict[Any, Any] = {}
             if self._points.exists(self._name):
                 made = self._points.some([point.id for point in page], self._name, payload=True, vectors=False)
