@@ -29,6 +29,7 @@ from llama_index.core.vector_stores import (
     MetadataFilters,
     SimpleVectorStore,
     VectorStoreQuery,
+    VectorStoreQueryResult,
 )
 from sentence_transformers import SentenceTransformer
 
@@ -156,13 +157,62 @@ def test_the_index_follows_what_is_added_and_removed() -> None:
     assert "n3" not in index.docstore.docs
 
 
+class Shelf(SimpleVectorStore):
+    """A vector store that keeps its nodes itself, as stores outside this process do."""
+
+    stores_text: bool = True
+    _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def add(self, nodes: Sequence[Any], **kwargs: Any) -> list[str]:
+        self._kept |= {node.node_id: node for node in nodes}
+        return super().add(nodes)
+
+    def delete_nodes(self, node_ids: Any = None, filters: Any = None, **kwargs: Any) -> None:
+        for id in node_ids:
+            self._kept.pop(id, None)
+        super().delete_nodes(node_ids)
+
+    def get_nodes(self, node_ids: Any = None, filters: Any = None) -> list[Any]:
+        return list(self._kept.values())
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        result = super().query(dataclasses.replace(query, node_ids=None))
+        return dataclasses.replace(result, nodes=[self._kept[id] for id in result.ids or []])
+
+
 def test_a_store_that_lists_its_nodes_is_taken_too() -> None:
-    first = tiny_system()
-    index = to_llamaindex(first)
+    index = VectorStoreIndex.from_vector_store(Shelf(), embed_model=OwnEmbedding(model()))
+    index.insert_nodes(nodes())
+    rag = from_llamaindex(index, encoder=SentenceEncoder(model(seed=1)))
+    rag.dense.refresh(progress=False)
+    rag.add([Document("Bruno has room 12 .", "new")], progress=False)
+    rag.dense.store.remove(["n3"])
+    assert found(index, similarity_top_k=12) == of(rag, k=12)
+    assert [to_document(node) for node in index.vector_store.get_nodes(None)] == [
+        *(to_document(node) for node in nodes() if node.node_id != "n3"),
+        to_document(to_node(Document("Bruno has room 12 .", "new"))),
+    ]
+
+
+def test_an_index_is_taken_again_and_a_view_of_a_system_is_not() -> None:
+    index = theirs()
+    first = from_llamaindex(index)
+    index.insert_nodes([TextNode(id_="new", text="Bruno has room 12 .")])
+    assert "new" not in first.dense.store
     second = from_llamaindex(index)
-    assert of(second, k=3) == of(first)
-    second.dense.store.remove(["d7"])
-    assert "d7" not in first.dense.store
+    assert of(second, "Bruno has room 12 .", k=1) == [("new", 1.0)]
+    with pytest.raises(InputError, match=r"take index\.rag"):
+        from_llamaindex(to_llamaindex(second))
+
+
+def test_a_taken_system_is_saved_and_given_back_with_its_nodes(tmp_path: Any) -> None:
+    index = theirs()
+    rag = from_llamaindex(index, generator=tiny_system().generator)
+    rag.save(tmp_path / "rag")
+    again = to_llamaindex(RAGSystem.load(tmp_path / "rag"))
+    assert found(again, similarity_top_k=4) == found(index, similarity_top_k=4)
+    listed = again.vector_store.get_nodes()
+    assert [node.model_copy(update={"embedding": None}) for node in listed] == nodes()
 
 
 def test_a_store_that_cannot_list_its_nodes_says_so() -> None:

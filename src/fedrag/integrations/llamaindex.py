@@ -81,9 +81,15 @@ def from_llamaindex(
         encoder: by default the sentence-transformers model inside the index's embedding model.
         generator, prompt, top_k: as for `RAGSystem`.
 
+    LlamaIndex's default store compares by cosine: an encoder that compares by the plain inner product ranks otherwise
+    there than here.
+
     Raises:
-        InputError: if no encoder is given and none is inside, or the store cannot list its nodes.
+        InputError: if no encoder is given and none is inside, the store cannot list its nodes, or the index is one that
+            `to_llamaindex` made.
     """
+    if isinstance(index, SystemIndex):
+        raise InputError("this index is a view of a system: take index.rag")
     theirs = cast(Any, index)  # LlamaIndex has no public name for an index's embedding model
     encoder = encoder or _inside(theirs._embed_model)
     retriever = DenseRetriever(cast(SentenceEncoder, encoder), mirror(IndexOutside(index), encoder))
@@ -122,6 +128,8 @@ class SystemIndex(VectorStoreIndex):
 
     def as_query_engine(self, llm: Any = None, **kwargs: Any) -> BaseQueryEngine:
         """Return a query engine: without an `llm` or template of one's own, it answers as `rag.query` does.
+
+        Where no node is found it says so, in LlamaIndex's words, and does not ask the generator alone.
 
         Raises `InputError` for a system with the ensemble reader, which LlamaIndex has no engine for.
         """

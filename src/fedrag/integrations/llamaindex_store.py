@@ -102,11 +102,6 @@ class VectorStore(BasePydanticVectorStore):
         super().__init__(stores_text=True, is_embedding_query=dense)  # others are asked with the question's words
         self._rag = rag
 
-    @classmethod
-    def class_name(cls) -> str:
-        """The name that LlamaIndex gives it in what it writes."""
-        return "FedRAGVectorStore"
-
     @property
     def client(self) -> RAGSystem:
         """The RAG system."""
