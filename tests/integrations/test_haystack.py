@@ -372,7 +372,7 @@ def test_a_system_that_is_saved_anew_is_another_one(tmp_path: Path) -> None:
     "made", [FedRAGRetriever, FedRAGTextEmbedder, FedRAGDocumentEmbedder, FedRAGChatGenerator, FedRAGDocumentStore]
 )
 def test_a_live_system_is_not_written_as_yaml(made: Any) -> None:
-    with pytest.raises(InputError, match=r"rag\.save"):
+    with pytest.raises(InputError, match=r"rag\.save.*encoder\.save"):
         made(tiny_system()).to_dict()
 
 
@@ -470,6 +470,17 @@ def test_embedders_are_swapped_in_place_and_stay_connected() -> None:
     indexing.run({"passages": {"documents": THEIRS}})
     for document in store.filter_documents():
         assert document.embedding == pytest.approx(vectors[document.id], abs=1e-6)
+
+
+def test_a_pipeline_with_a_saved_encoder_is_yaml_and_back(tmp_path: Path) -> None:
+    indexing, asking = pipelines(InMemoryDocumentStore(), prefix="ask ")
+    rag = from_haystack(indexing, asking)
+    rag.dense.encoder.save(tmp_path / "tuned")
+    question = {"texts": {"text": "clerk 3"}}
+    before = asking.run(question, include_outputs_from={"texts"})["texts"]["embedding"]
+    swap_embedders(asking, tmp_path / "tuned")
+    back = Pipeline.loads(asking.dumps())
+    assert back.run(question, include_outputs_from={"texts"})["texts"]["embedding"] == pytest.approx(before, abs=1e-6)
 
 
 def test_what_cannot_be_taken_is_refused() -> None:

@@ -2,9 +2,9 @@
 
     rag = from_haystack(indexing, querying)         # the store stays theirs: same ids, content and metadata
     RAGTrainer(Contrastive(rag), train_dataset=examples).train()    # its end writes the new vectors into their store
-    rag.save("my-rag")
-    swap_embedders(querying, "my-rag")              # their pipeline, now with the tuned encoder
-    answering = to_haystack("my-rag")               # or a pipeline of our own components, which `dumps()` writes
+    rag.dense.encoder.save("tuned")
+    swap_embedders(querying, "tuned")               # their pipeline, now with the tuned encoder, which `dumps()` writes
+    answering = to_haystack(rag)                    # or a pipeline of our own components
 
 Haystack's own sentence-transformers embedders hold the very model that is tuned, so a pipeline in the same process asks
 with the tuned one even before the swap. The components are in `haystack_integrations.components`, which is where
@@ -94,6 +94,7 @@ def to_haystack(system: RAGSystem | str | Path) -> haystack.Pipeline:
 def swap_embedders(pipeline: haystack.Pipeline, system: RAGSystem | str | Path) -> list[str]:
     """Put the system's encoder in place of a pipeline's embedders, name by name, as connected; return the names.
 
+    `system` is a live one, or the folder of a saved system or of a saved encoder.
     What a document embedder puts around the content (metadata fields, prefix, suffix) its successor does, too.
     """
     swapped: list[str] = []

@@ -19,10 +19,13 @@ from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from fedrag import durable
+from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError
 from fedrag.filters import compile_filter
 from fedrag.optional import require
 from fedrag.rag import RAGSystem
+from fedrag.retrievers.dense import DenseRetriever
+from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document, Media, Where
 
 require("haystack", extra="haystack")
@@ -38,7 +41,10 @@ _opened: WeakValueDictionary[Path, RAGSystem] = WeakValueDictionary()
 
 
 class Source:
-    """Where a component has its system from: the folder of a saved one, opened on first use, or a live one."""
+    """Where a component has its system from: the folder of a saved one, opened on first use, or a live one.
+
+    The folder of a saved encoder serves embedders: they need no more.
+    """
 
     def __init__(self, system: RAGSystem | str | Path) -> None:
         self.given = system
@@ -48,7 +54,10 @@ class Source:
         """The system; the same object for all that name the same folder. Raises what `RAGSystem.load` raises."""
         if isinstance(self.given, RAGSystem):
             return self.given
-        version = durable.current(Path(self.given)).resolve()
+        folder = Path(self.given)
+        if (folder / "modules.json").is_file():  # what sentence-transformers writes
+            return RAGSystem(retriever=DenseRetriever(SentenceEncoder.load(folder), MemoryStore()))
+        version = durable.current(folder).resolve()
         rag = _opened.get(version) or RAGSystem.load(self.given)
         return _opened.setdefault(version, rag)
 
@@ -57,8 +66,8 @@ class Source:
         """The folder, for YAML. Raises `InputError` for a live system."""
         if isinstance(self.given, RAGSystem):
             raise InputError(
-                "this component holds a live RAGSystem, which cannot be written as YAML: rag.save(folder), and make "
-                "the component from that folder"
+                "this component holds a live RAGSystem, which cannot be written as YAML: rag.save(folder), or, for an "
+                "embedder, rag.dense.encoder.save(folder), and make the component from that folder"
             )
         return str(self.given)
 

@@ -21,7 +21,7 @@ __all__ = ["FedRAGDocumentEmbedder", "FedRAGTextEmbedder"]
 
 @component
 class FedRAGTextEmbedder:
-    """Embed a query. `system` is the folder of a saved system, or a live one."""
+    """Embed a query. `system` is the folder of a saved system or of a saved encoder, or a live system."""
 
     def __init__(self, system: str | Path | RAGSystem) -> None:
         self.source = Source(system)
@@ -50,7 +50,7 @@ class FedRAGDocumentEmbedder:
     """Embed documents, in batches.
 
     Args:
-        system: the folder of a saved system, or a live one.
+        system: the folder of a saved system or of a saved encoder, or a live system.
         meta_fields_to_embed: fields of `meta` whose values come before the content.
         embedding_separator: what stands between those and the content.
         prefix: what comes before it all.
