@@ -85,7 +85,8 @@ class QdrantStore:
         if not ids:
             return
         encode(documents)  # refuses what no store keeps
-        layout, first = self.layout, self._next(len(ids))
+        layout, first = self.layout, max(self._order, time.time_ns())  # above all before, in other processes too
+        self._order = first + len(ids)
         payloads = [layout.write(document, first + i) for i, document in enumerate(documents)]
         self._make_room(vectors.shape[1])
         name, dense = self._points.dense()
@@ -117,9 +118,7 @@ class QdrantStore:
         while waiting:
             asked = self._points.nearest(queries[waiting].tolist(), limit, among)
             unsettled: list[int] = []
-            for i, points in zip(waiting, asked, strict=True):
-                if not points:
-                    continue
+            for i, points in ((i, points) for i, points in zip(waiting, asked, strict=True) if points):
                 rows = torch.tensor([vector_of(point, name) for point in points])  # [m, d]
                 # added up in float64, so that equal vectors have equal scores, whatever else is asked with them
                 scores: list[float] = (rows.double() * queries[i].double()).sum(-1).float().tolist()
@@ -163,8 +162,7 @@ class QdrantStore:
     def update_vectors(self, ids: Sequence[str], vectors: Tensor) -> None:
         """Replace the vectors of documents that are there already."""
         vectors = plain_with_ids(vectors, ids)
-        points = self._known(ids)
-        if points:
+        if points := self._known(ids):
             fitting(self._points.name, vectors, self._points.dense()[1])
             self._points.replace((point.id, row) for point, row in zip(points, vectors.tolist(), strict=True))
 
@@ -227,12 +225,6 @@ class QdrantStore:
                 raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
         return [there[id] for id in ids]
 
-    def _next(self, count: int) -> int:
-        """Return the first of so many numbers that are larger than all before, in other processes too."""
-        first = max(self._order, time.time_ns())
-        self._order = first + count
-        return first
-
     def _make_room(self, width: int) -> None:
         """Make the collection, or one of another width where it is empty and has an alias."""
         if not self._points.exists():
@@ -280,9 +272,7 @@ def _wrote(retriever: DenseRetriever[Any]) -> bool:
     except StoreError:
         return False
     made = retriever.embed_documents(sample).float().cpu()
-    if made.shape != there.shape:
-        return False
-    return bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
+    return made.shape == there.shape and bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
 
 
 def _error(query: Tensor, rows: Tensor) -> float:
