@@ -40,22 +40,20 @@ def written(world: World) -> InMemoryVectorStore:
 
 def hits(index: InMemoryVectorStore, world: World, k: int = 1) -> Any:
     """Whether LangChain's own search finds the gold document of each dev question: `[n, 1]`."""
-    found = [index.similarity_search(example.question, k=k) for example in world.dev]
+    found = [index.similarity_search(example.question, k=k) for example in world.dev[::2]]
     return np.array(
-        [[e.positives[0] in {p.id for p in pages}] for e, pages in zip(world.dev, found, strict=True)], float
+        [[e.positives[0] in {p.id for p in pages}] for e, pages in zip(world.dev[::2], found, strict=True)], float
     )
 
 
-@pytest.mark.parametrize("untied", [False, True], ids=["one tower", "query tower"])
-def test_langchains_own_search_is_better_after_tuning(tmp_path: Any, untied: bool) -> None:
+@pytest.mark.parametrize("train", ["both", "query"])
+def test_langchains_own_search_is_better_after_tuning(tmp_path: Any, train: Any) -> None:
     world = make_world(seed=1, train=60, dev=40, test=0)
     index = written(world)
     before, about = hits(index, world), {id: (row["text"], row["metadata"]) for id, row in index.store.items()}
     rag = from_langchain(index)
-    if untied:
-        rag.dense.encoder.untie()
     settings = {"max_steps": 30, "per_device_train_batch_size": 32, "learning_rate": 0.1}
-    RAGTrainer(Contrastive(rag), train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
+    RAGTrainer(Contrastive(rag, train=train), train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
     after = hits(index, world)
     low, _ = interval(after - before, bounds=(-1.0, 1.0))
     print(f"recall@1 {before.mean():.3f} -> {after.mean():.3f}, gain at least {low[0]:.3f}")
