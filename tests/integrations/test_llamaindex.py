@@ -15,6 +15,7 @@ from llama_index.core import PromptTemplate, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.instrumentation import get_dispatcher
@@ -172,8 +173,8 @@ class Shelf(SimpleVectorStore):
             self._kept.pop(id, None)
         super().delete_nodes(node_ids)
 
-    def get_nodes(self, node_ids: Any = None, filters: Any = None) -> list[Any]:
-        return list(self._kept.values())
+    def get_nodes(self, node_ids: Any = None, filters: Any = None, limit: int | None = None) -> list[Any]:
+        return list(self._kept.values())[: limit or 10]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         result = super().query(dataclasses.replace(query, node_ids=None))
@@ -188,7 +189,7 @@ def test_a_store_that_lists_its_nodes_is_taken_too() -> None:
     rag.add([Document("Bruno has room 12 .", "new")], progress=False)
     rag.dense.store.remove(["n3"])
     assert found(index, similarity_top_k=12) == of(rag, k=12)
-    assert [to_document(node) for node in index.vector_store.get_nodes(None)] == [
+    assert [to_document(node) for node in index.vector_store._kept.values()] == [  # pyright: ignore
         *(to_document(node) for node in nodes() if node.node_id != "n3"),
         to_document(to_node(Document("Bruno has room 12 .", "new"))),
     ]
@@ -222,6 +223,16 @@ def test_a_store_that_cannot_list_its_nodes_says_so() -> None:
     index = VectorStoreIndex.from_vector_store(Mute(), embed_model=OwnEmbedding(model()))
     with pytest.raises(InputError, match="the Mute cannot list its nodes"):
         from_llamaindex(index)
+
+
+def test_callbacks_of_a_taken_index_are_kept() -> None:
+    log = LlamaDebugHandler(print_trace_on_end=False)
+    manager = CallbackManager([log])
+    index = VectorStoreIndex(nodes(), embed_model=OwnEmbedding(model()), callback_manager=manager)
+    from_llamaindex(index)
+    log.flush_event_logs()
+    found(index)
+    assert log.get_event_pairs(CBEventType.EMBEDDING)
 
 
 # -- nodes

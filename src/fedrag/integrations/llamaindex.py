@@ -94,7 +94,7 @@ def from_llamaindex(
     encoder = encoder or _inside(theirs._embed_model)
     retriever = DenseRetriever(cast(SentenceEncoder, encoder), mirror(IndexOutside(index), encoder))
     rag = RAGSystem(retriever=retriever, generator=generator, prompt=prompt, top_k=top_k)
-    theirs._embed_model = Embedding(rag)
+    theirs._embed_model = Embedding(rag, callback_manager=theirs._callback_manager)
     return rag
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 _WHOLE = ("_node_content", "_node_type")  # where LlamaIndex keeps the whole node among its metadata
 _PLACE = ("document_id", "doc_id", "ref_doc_id")  # and the document that it is a part of
+_ALL = 10**9
 _SAME = ("==", "!=", ">", ">=", "<", "<=", "in")
 
 
@@ -207,8 +209,10 @@ class IndexOutside:
                 vectors = store.data.embedding_dict if isinstance(store, SimpleVectorStore) else {}
                 yield to_document(node), vectors.get(node.node_id)
             return
+        # some list no more than a number of nodes unless told otherwise
+        limited = "limit" in signature(store.get_nodes).parameters
         try:
-            nodes = store.get_nodes()
+            nodes = cast(Any, store).get_nodes(**({"limit": _ALL} if limited else {}))
         except NotImplementedError as error:
             raise InputError(
                 f"the {type(store).__name__} cannot list its nodes (get_nodes): make a VectorStoreIndex over a store "
