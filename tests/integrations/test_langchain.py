@@ -381,6 +381,9 @@ def test_limits_of_a_chat() -> None:
     end = next(letter for letter in reversed(whole) if letter.isascii())
     before = whole[: whole.index(end)].strip()
     assert model.invoke(TALK, stop=[end]).text == ChatFedRAG(rag=rag, stop=[end]).invoke(TALK).text == before != whole
+    for said in (TALK, QUESTION):
+        with pytest.raises(InputError, match="max_new_tokens=0"):
+            model.invoke(said, max_tokens=0)
     with pytest.raises(BudgetError, match="leave out the oldest messages"):
         model.invoke(TALK * 20)
     with pytest.raises(InputError, match="holds more than text"):
@@ -486,6 +489,7 @@ def test_a_cache_of_answers_knows_one_model_from_another() -> None:
     model = ChatFedRAG(rag=rag, cache=cache)
     before = model.invoke(TALK).text
     assert model.invoke(TALK).text == before
+    assert ChatFedRAG(rag=rag, cache=cache, max_tokens=2).invoke(TALK).text != before
     with torch.no_grad():
         for weights in rag.generator.model.parameters():
             weights.add_(0.3 * torch.randn_like(weights))

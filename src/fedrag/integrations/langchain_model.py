@@ -66,8 +66,9 @@ class ChatFedRAG(Saved, BaseChatModel):
         return "fedrag"
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # the key of LangChain's cache: another model, or this one after training, has other answers
-        return f"{super()._get_llm_string(stop, **kwargs)} {getattr(self.generator, 'fingerprint', id(self.generator))}"
+        # the key of LangChain's cache, in which all live models look alike: weights and settings tell them apart
+        weights = getattr(self.generator, "fingerprint", id(self.generator))
+        return f"{super()._get_llm_string(stop, **kwargs)} {weights} {self.max_tokens} {self.stop}"
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
@@ -85,7 +86,8 @@ class ChatFedRAG(Saved, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         refuse(kwargs)
         text, prompt = "", _prompt(self.generator, messages)
-        most, ends = max_tokens or self.max_tokens, self.stop if stop is None else stop
+        most = self.max_tokens if max_tokens is None else max_tokens
+        ends = self.stop if stop is None else stop
         for piece in _pieces(self.generator, prompt, most, ends):
             text += piece
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
@@ -142,14 +144,13 @@ def _pieces(
             return generator.stream(prompt, max_new_tokens=most, stop=stop)
         return iter(generator.generate([prompt], max_new_tokens=most, stop=stop))
     assert isinstance(generator, CausalLM)  # nobody else's prompt is ids
-    steps = most or generator.max_new_tokens
+    steps, ends = generator._plan(most, stop)  # pyright: ignore[reportPrivateUsage]
     if len(prompt) + steps > generator.max_length:
         raise BudgetError(
             f"the messages have {len(prompt)} tokens and the answer {steps}: together more than max_length="
             f"{generator.max_length}; leave out the oldest messages, or lower max_tokens"
         )
-    decoder = generator._decoder  # pyright: ignore[reportPrivateUsage]
-    return decoder.pieces(Mixed([prompt], [1.0]), steps, generator.stop if stop is None else stop)
+    return generator._decoder.pieces(Mixed([prompt], [1.0]), steps, ends)  # pyright: ignore[reportPrivateUsage]
 
 
 def _settings(max_new_tokens: int | None, stop: Sequence[str] | None) -> dict[str, Any]:
