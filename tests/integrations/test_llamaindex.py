@@ -533,6 +533,13 @@ def test_chat_engines_answer_stream_and_remember(mode: ChatMode) -> None:
     assert len(engine.chat_history) == 4
     engine.reset()
     assert str(asyncio.run(engine.achat(QUESTION))) == str(first)
+    engine.reset()
+
+    async def stream() -> str:
+        response: Any = await engine.astream_chat(QUESTION)
+        return "".join([piece async for piece in response.async_response_gen()])
+
+    assert asyncio.run(stream()) == str(first)
 
 
 def test_the_models_window_is_the_real_one() -> None:
