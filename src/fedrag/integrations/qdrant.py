@@ -8,8 +8,8 @@ in a second collection. Where the name is an alias, it is then pointed there, in
 that `QdrantStore` makes. A collection without an alias is written over, page by page, and counts as stale until all
 are written. Interrupted, `retriever.refresh()` goes on.
 
-One process may write to a collection at a time; any number may search. Hits are exact: what Qdrant finds is scored
-again from its vectors, and looked at with the filter again (`qdrant_filters` says why).
+One process may write to a collection at a time; any number may search. Hits are exact: what Qdrant (1.16 or later)
+finds is scored again from its vectors, and looked at with the filter again (`qdrant_filters` says why).
 
 >>> store = QdrantStore(QdrantClient(":memory:"), "handbook")
 >>> store.add([Document("Paris", "p", {"year": 1}), Document("Rome", "r", {"year": 2})], torch.eye(2))
@@ -22,7 +22,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -58,10 +57,8 @@ class QdrantStore:
         client: for a server, a folder (`path=`) or memory (`":memory:"`).
         collection: the name of a collection, or of an alias.
         vector_name: which vectors are meant, where points have several.
-        text_key: the payload key of the text, in a collection that no library known here wrote; all others are
-            metadata then.
-        exact: compare with every vector. `False` lets Qdrant use its index: sooner for millions of documents, the
-            scores and filters as exact, but a hit may be missed.
+        text_key: the payload key of the text, where no library known here wrote it; all others are metadata.
+        exact: compare with every vector. `False` lets Qdrant use its index: sooner in millions, and hits may be missed.
     """
 
     def __init__(
@@ -116,7 +113,7 @@ class QdrantStore:
         among = narrow(where, self.layout.paths) if where is not None else None
         waiting, limit = list(range(len(queries))), k + _SLACK
         while waiting:
-            asked = self._points.nearest(queries[waiting].tolist(), limit, among)
+            asked = self._points.nearest(queries[waiting].tolist(), name, limit, among)
             unsettled: list[int] = []
             for i, points in ((i, points) for i, points in zip(waiting, asked, strict=True) if points):
                 rows = torch.tensor([vector_of(point, name) for point in points])  # [m, d]
@@ -153,10 +150,7 @@ class QdrantStore:
         return len(there)
 
     def documents(self) -> Iterator[Document]:
-        """Stream every document, in the order in which they came; those of others first, by the ids of their points.
-
-        Which they are is settled when the stream begins; their texts are read page by page.
-        """
+        """Stream every document, in the order in which they came; those of others first, by the ids of their points."""
         return (self._read(point) for point in self._points.in_order())
 
     def update_vectors(self, ids: Sequence[str], vectors: Tensor) -> None:
@@ -174,8 +168,7 @@ class QdrantStore:
         if not fingerprint:
             raise InputError("a rebuild needs the fingerprint of the encoder that makes its vectors, got ''")
         if self._rebuild is None or self._rebuild.fingerprint != fingerprint or self._rebuild.closed:
-            if self._rebuild is not None:
-                self._rebuild.closed = True
+            self._end_rebuild()
             known = partial(self._known, vectors=True)
             self._rebuild = QdrantRebuild(self._points, fingerprint, known=known, read=self._read)
         return self._rebuild
@@ -205,6 +198,12 @@ class QdrantStore:
             self._layout = layout_of(first.payload or {})
         return self._layout
 
+    def sample(self, count: int) -> tuple[list[Document], Tensor]:
+        """Return some documents, drawn at random, and their `[n, d]` vectors; none where any has no vector."""
+        name, _ = self._points.dense()
+        points = self._points.sample(name, count)
+        return [self._read(point) for point in points], torch.tensor([vector_of(point, name) for point in points])
+
     def _read(self, point: models.Record | models.ScoredPoint) -> Document:
         return self.layout.read(point.id, point.payload or {})
 
@@ -225,13 +224,16 @@ class QdrantStore:
                 raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
         return [there[id] for id in ids]
 
+    def _end_rebuild(self) -> None:
+        if self._rebuild is not None:
+            self._rebuild.closed = True
+
     def _make_room(self, width: int) -> None:
         """Make the collection, or one of another width where it is empty and has an alias."""
         if not self._points.exists():
             self._points.create(width)
         elif self._points.dense()[1].size != width and not len(self) and self._points.aliased():
-            if self._rebuild is not None:
-                self._rebuild.closed = True
+            self._end_rebuild()
             self._points.make_successor(width, self.fingerprint)
             self._points.succeed()
 
@@ -260,18 +262,15 @@ def from_qdrant(
     store = QdrantStore(client, collection, vector_name=vector_name, text_key=text_key, exact=exact)
     retriever = DenseRetriever(encoder, store)
     if len(store) and store.fingerprint in ("", encoder.fingerprint):
-        store.fingerprint = encoder.fingerprint if _wrote(retriever) else UNKNOWN
+        store.fingerprint = encoder.fingerprint if _wrote(retriever, *store.sample(_SAMPLE)) else UNKNOWN
     return RAGSystem(retriever=retriever, generator=generator, prompt=prompt, top_k=top_k)
 
 
-def _wrote(retriever: DenseRetriever[Any]) -> bool:
-    """Whether the encoder gives some documents the vectors that they have."""
-    sample = list(islice(retriever.store.documents(), _SAMPLE))
-    try:
-        there = retriever.store.vectors([document.id for document in sample])
-    except StoreError:
+def _wrote(retriever: DenseRetriever[Any], documents: list[Document], there: Tensor) -> bool:
+    """Whether the encoder gives these documents the `[n, d]` vectors that they have."""
+    if not documents:
         return False
-    made = retriever.embed_documents(sample).float().cpu()
+    made = retriever.embed_documents(documents).float().cpu()
     return made.shape == there.shape and bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
 
 

@@ -170,10 +170,9 @@ class Collection:
             yield from (there[id] for id in page if id in there)
 
     def nearest(
-        self, queries: list[list[float]], limit: int, among: models.Filter | None
+        self, queries: list[list[float]], which: str | None, limit: int, among: models.Filter | None
     ) -> Iterator[list[models.ScoredPoint]]:
         """Yield what Qdrant finds best for each query, with payloads and vectors."""
-        which, _ = self.dense()
         wanted = True if which is None else [which]
         for page in pages(queries, _REQUESTS):
             requests = [
@@ -185,6 +184,16 @@ class Collection:
             ]  # fmt: skip
             for found in self.client.query_batch_points(self.name, requests):
                 yield found.points
+
+    def sample(self, which: str | None, count: int) -> list[models.ScoredPoint]:
+        """Return some whole points, drawn at random; none when there are points without a vector."""
+        has = models.Filter(must=[models.HasVectorCondition(has_vector=which or "")])
+        if self.client.count(self.name, count_filter=has).count < self.client.count(self.name).count:
+            return []
+        drawn = models.SampleQuery(sample=models.Sample.RANDOM)
+        return self.client.query_points(
+            self.name, query=drawn, limit=count, with_payload=True, with_vectors=True
+        ).points
 
     def put(self, points: Iterable[models.PointStruct], name: str | None = None) -> None:
         """Insert or replace points."""

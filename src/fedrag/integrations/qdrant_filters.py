@@ -5,8 +5,10 @@ integer and the float of the same value are different matches, null counts as ab
 filter made here is wider where the two differ, or says nothing at all, and whoever searches with it looks at what it
 let through once more with `compile_filter`.
 
->>> narrow({"field": "year", "operator": "==", "value": "1999"}, lambda field: [field])
-Filter(should=[FieldCondition(key='year', match=MatchAny(any=['1999']))])
+>>> both = [{"field": "year", "operator": ">", "value": 1}, {"field": "year", "operator": "!=", "value": 7}]
+>>> found = narrow({"operator": "AND", "conditions": both}, lambda field: [field])
+>>> found.model_dump(exclude_none=True)  # "!=" says nothing, since it holds for null, too
+{'must': [{'should': [{'key': 'year', 'range': {'gte': 0.9999999999999999}}]}]}
 """
 
 from __future__ import annotations
