@@ -151,6 +151,8 @@ def test_an_embedder_without_a_model_is_asked_for_an_encoder() -> None:
 
     with pytest.raises(InputError, match=r"a Remote, in which no .* pass encoder="):
         from_langchain(filled(InMemoryVectorStore(Remote())))
+    with pytest.raises(InputError, match="embedder is a NoneType"):
+        from_langchain(Plain(None), ids=["d1"])
 
 
 def test_an_embedder_with_a_prompt_of_its_own_is_refused() -> None:

@@ -2,8 +2,8 @@
 
     from fedrag.integrations.langchain import from_langchain, to_langchain
 
-    rag = from_langchain(vectorstore, llm)              # same documents, same ids, same vectors
-    RAGTrainer(LSR(rag), train_dataset=train).train()   # the new vectors are in the vector store when it ends
+    rag = from_langchain(vectorstore, llm)                      # same documents, same ids, same vectors
+    RAGTrainer(Contrastive(rag), train_dataset=train).train()   # the new vectors are in the vector store when it ends
     vectorstore.similarity_search("How do I rotate the key?")
 
     parts = to_langchain(rag)

@@ -119,7 +119,8 @@ def encoder_inside(embedder: Any) -> Encoder:
     """Return the encoder over the sentence-transformers model that an embedder holds; else raise `InputError`."""
     if isinstance(system := getattr(embedder, "rag", None), RAGSystem):
         return system.dense.encoder
-    held = [*vars(embedder).values(), *(getattr(embedder, "__pydantic_private__", None) or {}).values()]
+    places = [getattr(embedder, name, None) or {} for name in ("__dict__", "__pydantic_private__")]
+    held = [value for place in places for value in place.values()]
     model = next((value for value in held if isinstance(value, SentenceTransformer)), None)
     if model is None:
         raise InputError(
