@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from qdrant_client import QdrantClient, models
 
 from fedrag import CausalLM, DenseRetriever, Document, SentenceEncoder
-from fedrag.errors import InputError, StaleIndexError, StoreError
+from fedrag.errors import InputError, MissingExtraError, StaleIndexError, StoreError
+from fedrag.integrations import qdrant_filters
 from fedrag.integrations.mirror import UNKNOWN
 from fedrag.integrations.qdrant import QdrantStore, from_qdrant
 from fedrag.integrations.qdrant_filters import narrow
@@ -397,6 +399,12 @@ def test_collections_that_cannot_serve_say_why() -> None:
     client.upsert("near", [models.PointStruct(id=2, vector=[1.0, 0.0], payload={"page_content": "x"})])
     with pytest.raises(StoreError, match="point 2 has the keys"):
         store.get(["2"])
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrag.optional.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"fedrag\[qdrant\]"):
+        importlib.reload(qdrant_filters)
 
 
 def test_points_without_a_vector_get_one_by_a_refresh() -> None:
