@@ -1,6 +1,5 @@
 """LangChain's own standard tests, on tiny real models: retriever, vector store, embeddings and chat model."""
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import inspect
@@ -11,9 +10,6 @@ from typing import Any
 import pytest
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
-
-pytest.mark._markers.add("benchmark")  # LangChain's suites use it, and its plugin is off here
-
 from langchain_tests.integration_tests import (
     ChatModelIntegrationTests,
     EmbeddingsIntegrationTests,
