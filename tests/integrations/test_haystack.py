@@ -189,6 +189,7 @@ LOGIC = [
 
 
 @pytest.mark.parametrize("filters", [COMPARISONS, LOGIC], ids=["comparisons", "logic"])
+@pytest.mark.capability("Haystack", "filter")
 def test_a_filter_means_what_it_means_to_haystack(filters: list[dict[str, Any]]) -> None:
     documents = [Document(content="x", meta=meta) for meta in METAS]
     for one in filters:
@@ -239,6 +240,7 @@ def run(rag: Any, **more: Any) -> dict[str, Any]:
     return {"retriever": {"query": QUESTION}, "prompt_builder": {"query": QUESTION}, **more}
 
 
+@pytest.mark.capability("Haystack", "sync", "async")
 def test_the_pipeline_answers_as_the_system_does() -> None:
     rag = tiny_system()
     pipeline = to_haystack(rag)
@@ -248,6 +250,7 @@ def test_the_pipeline_answers_as_the_system_does() -> None:
     assert asyncio.run(pipeline.run_async(run(rag)))["llm"]["replies"][0].text == wanted
 
 
+@pytest.mark.capability("Haystack", "stream")
 def test_an_answer_comes_in_pieces() -> None:
     rag = tiny_system()
     pipeline, wanted = to_haystack(rag), [*rag.stream(QUESTION)]
@@ -321,6 +324,7 @@ class Spans(tracing.Tracer):
         return None
 
 
+@pytest.mark.capability("Haystack", "trace")
 def test_haystack_traces_every_component() -> None:
     rag, spans = tiny_system(), Spans()
     tracing.enable_tracing(spans)
@@ -331,6 +335,7 @@ def test_haystack_traces_every_component() -> None:
     assert spans.names == ["haystack.pipeline.run", "retriever", "prompt_builder", "llm"]
 
 
+@pytest.mark.capability("Haystack", "save and load")
 def test_a_pipeline_from_a_folder_is_yaml_and_back(tmp_path: Path) -> None:
     rag = tiny_system()
     rag.save(tmp_path / "rag")

@@ -10,6 +10,7 @@ from typing import Any
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is first imported
 
 import numpy as np
+import pytest
 from haystack import Document, Pipeline, component
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
 from haystack.components.writers import DocumentWriter
@@ -65,6 +66,7 @@ def hits(pipeline: Pipeline) -> np.ndarray:
     return np.array(found)[:, None]
 
 
+@pytest.mark.capability("Haystack", "take, tune")
 def test_an_index_of_haystack_is_taken_tuned_and_given_back_better(tmp_path: Any) -> None:
     store, model = InMemoryDocumentStore(), world_retriever()
     indexing = Pipeline()

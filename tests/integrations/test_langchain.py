@@ -235,6 +235,7 @@ def test_k_and_filter_are_minded(way: str) -> None:
     assert [page.id for page in found] == [hit.document.id for hit in rag.retrieve(QUESTION, k=5, where=EVEN)]
 
 
+@pytest.mark.capability("LangChain", "batch")
 def test_a_batch_is_what_the_calls_are_one_by_one() -> None:
     parts, questions = (
         to_langchain(tiny_system(kind="bert")),
@@ -253,6 +254,7 @@ def test_a_retriever_of_any_kind_serves() -> None:
         to_langchain(rag).chain.invoke(QUESTION)
 
 
+@pytest.mark.capability("LangChain", "filter")
 def test_filters_in_langchains_shape() -> None:
     rows = [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}, {"a": 3}]
     store = to_langchain(tiny_system()).vectorstore
@@ -392,6 +394,7 @@ def test_limits_of_a_chat() -> None:
         model.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}])])
 
 
+@pytest.mark.capability("LangChain", "stream")
 def test_tokens_come_as_they_are_made() -> None:
     rag = chatting()
     steps: list[int] = []
@@ -404,6 +407,7 @@ def test_tokens_come_as_they_are_made() -> None:
 
 
 @pytest.mark.parametrize("reader", ["stuff", "ensemble"])
+@pytest.mark.capability("LangChain", "sync", "async")
 def test_the_chain_answers_as_the_system_does(reader: Any) -> None:
     rag = chatting(reader=reader)
     chain, wanted = to_langchain(rag).chain, rag.query(QUESTION, k=2, where=EVEN)
@@ -427,6 +431,7 @@ def test_the_chain_answers_as_the_system_does(reader: Any) -> None:
     assert asyncio.run(streamed()) == wanted.text
 
 
+@pytest.mark.capability("LangChain", "trace")
 def test_a_trace_has_the_parts_inside_the_whole() -> None:
     async def events() -> list[Any]:
         return [event async for event in to_langchain(chatting()).chain.astream_events(QUESTION, version="v2")]
@@ -467,6 +472,7 @@ def test_langgraph_streams_the_models_tokens() -> None:
     assert "".join(texts) == model.invoke(TALK).text
 
 
+@pytest.mark.capability("LangChain", "save and load")
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     rag, path = chatting(), str(tmp_path / "rag")
     rag.save(path)

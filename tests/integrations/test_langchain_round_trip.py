@@ -47,6 +47,7 @@ def hits(index: InMemoryVectorStore, world: World, k: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("train", ["both", "query"])
+@pytest.mark.capability("LangChain", "take, tune")
 def test_langchains_own_search_is_better_after_tuning(tmp_path: Any, train: Any) -> None:
     world = make_world(seed=1, train=60, dev=40, test=0)
     index = written(world)

@@ -291,6 +291,7 @@ ROWS: list[dict[str, Any]] = [
     ],
     ids=str,
 )
+@pytest.mark.capability("LlamaIndex", "filter")
 def test_filters_mean_what_they_mean_to_llamaindex(filters: list[Any], condition: FilterCondition) -> None:
     made = [TextNode(id_=f"r{n}", text=f"clerk {n}", metadata=row) for n, row in enumerate(ROWS)]
     wanted = MetadataFilters(filters=filters, condition=condition)
@@ -445,6 +446,7 @@ def long_system(**settings: Any) -> RAGSystem:
 
 
 @pytest.mark.parametrize("make", [tiny_system, aloud_system, long_system])
+@pytest.mark.capability("LlamaIndex", "sync")
 def test_the_query_engine_answers_as_the_system_does(make: Any) -> None:
     rag = make()
     expected = rag.query(QUESTION)
@@ -461,6 +463,7 @@ def test_a_taken_index_is_read_as_the_system_reads_it() -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_system, aloud_system])
+@pytest.mark.capability("LlamaIndex", "stream")
 def test_sync_async_and_streams_say_the_same(make: Any) -> None:
     rag = make()
     expected = rag.query(QUESTION).text
@@ -477,6 +480,7 @@ def test_sync_async_and_streams_say_the_same(make: Any) -> None:
     assert asyncio.run(both()) == (expected, pieces)
 
 
+@pytest.mark.capability("LlamaIndex", "async")
 def test_coroutines_leave_the_event_loop_alone() -> None:
     rag = aloud_system()
     llm = LanguageModel(rag.generator)  # type: ignore
@@ -582,6 +586,7 @@ def test_the_settings_of_a_call() -> None:
 # -- events and files
 
 
+@pytest.mark.capability("LlamaIndex", "trace")
 def test_llamaindex_traces_a_query() -> None:
     seen: list[str] = []
 
@@ -614,6 +619,7 @@ def test_llamaindex_traces_a_query() -> None:
     assert "LLMCompletionInProgressEvent" in seen
 
 
+@pytest.mark.capability("LlamaIndex", "save and load")
 def test_an_index_is_persisted_as_a_system(tmp_path: Any) -> None:
     index = to_llamaindex(tiny_system())
     index.insert(Source(text="Bruno has room 12 .", id_="s1", metadata={"year": 2019}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -47,6 +48,7 @@ def hits(index: Any, questions: tuple[Example, ...], k: int = 5) -> np.ndarray:
     return np.array([[float(e.positives[0] in ids)] for e, ids in zip(questions, found, strict=True)])
 
 
+@pytest.mark.capability("LlamaIndex", "take, tune")
 def test_a_tuned_index_finds_more_in_llamaindex_itself(tmp_path: Any) -> None:
     world = make_world(seed=1, train=60, dev=40, test=0)
     questions = world.dev[::2]  # the default store takes its time

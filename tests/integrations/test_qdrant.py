@@ -196,6 +196,7 @@ COMPARISONS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize("text_key", [None, "body"])
 @pytest.mark.parametrize("field", ["v", "meta.v", "v.deep", "w", 'q"', "doc_id", "", "a..b"])
+@pytest.mark.capability("Qdrant", "filter")
 def test_filters_mean_what_they_mean_everywhere(field: str, text_key: str | None) -> None:
     documents = [Document("", f"d{n}", metadata) for n, metadata in enumerate(METADATA)]
     vectors = torch.randn(len(documents), 4, generator=torch.Generator().manual_seed(0))
@@ -255,6 +256,7 @@ def test_what_qdrant_cannot_narrow_is_looked_for_until_it_is_found() -> None:
     assert len(found) == 3
 
 
+@pytest.mark.capability("Qdrant", "save and load")
 def test_a_reopened_folder_knows_everything(tmp_path: Path) -> None:
     documents, vectors = some(20)
     client = QdrantClient(path=str(tmp_path))
@@ -419,6 +421,7 @@ def test_points_without_a_vector_get_one_by_a_refresh() -> None:
     assert taken(client).store.fingerprint == encoder().fingerprint
 
 
+@pytest.mark.capability("Qdrant", "sync", "async", "stream", "batch")
 def test_a_system_over_a_collection_answers_in_every_way() -> None:
     client = QdrantClient(":memory:")
     langchain(client)

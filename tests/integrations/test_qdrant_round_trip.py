@@ -44,6 +44,7 @@ def found(client: QdrantClient, model: SentenceTransformer) -> np.ndarray:
 
 
 @pytest.mark.parametrize("alias", [False, True])
+@pytest.mark.capability("Qdrant", "take, tune")
 def test_qdrants_own_queries_find_more_after_tuning(tmp_path: Path, alias: bool) -> None:
     client, model = QdrantClient(":memory:"), world_retriever()
     written(client, model, alias=alias)
