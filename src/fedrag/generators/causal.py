@@ -36,13 +36,13 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedrag.errors import BudgetError, ConfigError, InputError
+from fedrag.errors import ConfigError, InputError
 from fedrag.generators import loading
 from fedrag.generators.decoding import Decoder, Mixed
 from fedrag.generators.network import Network
 from fedrag.generators.record import Record, read_record, write_record
 from fedrag.generators.scoring import Pair, require_pairs, score
-from fedrag.generators.tokens import PromptTokenizer
+from fedrag.generators.tokens import Message, PromptTokenizer, check_room
 from fedrag.ops.fingerprint import Fingerprint
 
 
@@ -160,6 +160,15 @@ class CausalLM(nn.Module):
         steps, ending = self._plan(max_new_tokens, stop)
         return self._decoder.pieces(self._mixed(prompts, weights, steps), steps, ending)
 
+    def chat(
+        self, messages: Sequence[Message], *, max_new_tokens: int | None = None, stop: Sequence[str] | None = None
+    ) -> Iterator[str]:
+        """Return an iterator over the pieces of the answer to messages, as `PromptTokenizer.chat_ids` writes them."""
+        steps, ending = self._plan(max_new_tokens, stop)
+        ids = self.tokens.chat_ids(messages)
+        check_room(len(ids), steps, self.max_length, what="messages have", cure="leave out the oldest messages")
+        return self._decoder.pieces(Mixed([ids], [1.0]), steps, ending)
+
     def logprobs(self, prompts: Sequence[str], targets: Sequence[str], *, group: int = 1) -> Tensor:
         """Return `[n]` sums of log p(target, end token | prompt), float32, differentiable in the current grad mode.
 
@@ -253,12 +262,8 @@ class CausalLM(nn.Module):
 
     def _fitting(self, prompt: str, reserve: int) -> list[int]:
         ids = self.prompt_ids(prompt)
-        if len(ids) + reserve > self.max_length:
-            longer = "shorten the documents (Prompt.fit does)" if reserve <= len(ids) else "shorten the answer"
-            raise BudgetError(
-                f"the prompt has {len(ids)} tokens and the answer {reserve}: together more than max_length="
-                f"{self.max_length}; {longer}, lower max_new_tokens, or raise max_length"
-            )
+        cure = "shorten the documents (Prompt.fit does)" if reserve <= len(ids) else "shorten the answer"
+        check_room(len(ids), reserve, self.max_length, what="prompt has", cure=cure)
         return ids
 
     def _mixed(self, prompts: Sequence[str], weights: Sequence[float], reserve: int) -> Mixed:

@@ -26,18 +26,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fedrag.errors import ConfigError
+from fedrag.errors import BudgetError, ConfigError
 
 _CONTENT = "fedragcontent"  # stands for the prompt while the chat template is rendered
 _LETTERS = 6  # characters of a token, about: `cut` looks at so many for each token wanted, and at more if need be
 _MORE = 64
 _INSIDE = "\ue000inside\ue000"  # a control token of the copy only: what follows it does not start the text
+
+
+Message = Mapping[str, str]
+"""Of a conversation: its `role` ("system", "user", "assistant") and its `content`."""
 
 
 class PromptTokenizer:
@@ -103,6 +107,22 @@ class PromptTokenizer:
         inside = bool(self.chat and self._before)
         text = f"{self._lead}{prompt}{self._trail}"
         return [*self._before, *self._encode(text, inside=inside), *self._after]
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of a conversation in the chat template, up to where its answer begins.
+
+        What messages say can be no control token. Raises `ConfigError` without a template.
+        """
+        if not self.chat:
+            raise ConfigError("this tokenizer has no chat template to write messages in; pass a prompt, as one text")
+        ids: Any = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            sanitize_control_tokens=True,
+            return_dict=False,
+            enable_thinking=False,
+        )
+        return ids
 
     def target_ids(self, target: str) -> list[int]:
         """Return the ids of an answer as they follow a prompt, one end token last; outer white space is dropped."""
@@ -196,6 +216,15 @@ def _without_controls(added: list[dict[str, Any]], controls: set[int], backend: 
             yield token
         elif backend.model.token_to_id(token["content"]) is None:
             yield {**token, "content": f"\ue000{token['id']}\ue000"}
+
+
+def check_room(count: int, answer: int, max_length: int, *, what: str, cure: str) -> None:
+    """Raise `BudgetError`, which names the cure, unless so many tokens and those of an answer fit."""
+    if count + answer > max_length:
+        raise BudgetError(
+            f"the {what} {count} tokens and the answer {answer}: together more than max_length={max_length}; {cure}, "
+            "lower max_new_tokens, or raise max_length"
+        )
 
 
 def _is_control(token: Any, tokenizer: PreTrainedTokenizerBase) -> bool:

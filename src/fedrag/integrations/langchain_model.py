@@ -14,9 +14,8 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from fedrag.errors import BudgetError, InputError
+from fedrag.errors import InputError
 from fedrag.generators.causal import CausalLM
-from fedrag.generators.decoding import Mixed
 from fedrag.integrations.langchain_index import refuse
 from fedrag.integrations.langchain_store import Saved
 from fedrag.optional import require
@@ -93,7 +92,10 @@ class ChatFedRAG(Saved, BaseChatModel):
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
         end = AIMessageChunk(content="", response_metadata={"model_name": self.model_name}, chunk_position="last")
         if isinstance(self.generator, Tokens):
-            ids = self.generator.prompt_ids(prompt) if isinstance(prompt, str) else prompt
+            if isinstance(prompt, str):
+                ids = self.generator.prompt_ids(prompt)
+            else:
+                ids = cast(CausalLM, self.generator).tokens.chat_ids(prompt)
             given, made = len(ids), self.generator.count(text)  # of the text: which tokens made it is not told
             end.usage_metadata = UsageMetadata(input_tokens=given, output_tokens=made, total_tokens=given + made)
         yield ChatGenerationChunk(message=end)
@@ -118,39 +120,27 @@ class LangChainGenerator:
         return map(_text, self.llm.stream(prompt, **_settings(max_new_tokens, stop)))
 
 
-def _prompt(generator: Generator, messages: list[BaseMessage]) -> str | list[int]:
-    """Return what the generator goes on from: a text, or the ids of messages in their chat template."""
-    read = convert_to_openai_messages(messages, text_format="string")
+def _prompt(generator: Generator, messages: list[BaseMessage]) -> str | list[dict[str, str]]:
+    """Return what the generator goes on from: a text, or messages for its chat template."""
+    read: list[dict[str, str]] = convert_to_openai_messages(messages, text_format="string")
     for message in read:
-        if not isinstance(message["content"], str):
+        if not isinstance(cast(Any, message["content"]), str):
             raise InputError(f"the {message['role']} message holds more than text, which this model cannot read")
     if len(read) == 1 and read[0]["role"] == "user":
         return read[0]["content"]
     if not (isinstance(generator, CausalLM) and generator.tokens.chat):
         return f"{get_buffer_string(messages)}\nAI:"
-    return cast(
-        list[int],
-        generator.tokenizer.apply_chat_template(
-            read, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False, enable_thinking=False
-        ),
-    )
+    return read
 
 
 def _pieces(
-    generator: Generator, prompt: str | list[int], most: int | None, stop: Sequence[str] | None
+    generator: Generator, prompt: str | list[dict[str, str]], most: int | None, stop: Sequence[str] | None
 ) -> Iterator[str]:
-    if isinstance(prompt, str):
-        if isinstance(generator, Streamer):
-            return generator.stream(prompt, max_new_tokens=most, stop=stop)
-        return iter(generator.generate([prompt], max_new_tokens=most, stop=stop))
-    assert isinstance(generator, CausalLM)  # nobody else's prompt is ids
-    steps, ends = generator._plan(most, stop)  # pyright: ignore[reportPrivateUsage]
-    if len(prompt) + steps > generator.max_length:
-        raise BudgetError(
-            f"the messages have {len(prompt)} tokens and the answer {steps}: together more than max_length="
-            f"{generator.max_length}; leave out the oldest messages, or lower max_tokens"
-        )
-    return generator._decoder.pieces(Mixed([prompt], [1.0]), steps, ends)  # pyright: ignore[reportPrivateUsage]
+    if not isinstance(prompt, str):
+        return cast(CausalLM, generator).chat(prompt, max_new_tokens=most, stop=stop)
+    if isinstance(generator, Streamer):
+        return generator.stream(prompt, max_new_tokens=most, stop=stop)
+    return iter(generator.generate([prompt], max_new_tokens=most, stop=stop))
 
 
 def _settings(max_new_tokens: int | None, stop: Sequence[str] | None) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from typing import Any, TypeVar, cast
 
 from fedrag import durable, types
 from fedrag.encoders.sentence import SentenceEncoder
-from fedrag.errors import BudgetError, InputError
+from fedrag.errors import InputError
 from fedrag.generators.causal import CausalLM
-from fedrag.generators.decoding import Mixed
 from fedrag.optional import require
 from fedrag.prompts import Tokens
 from fedrag.rag import RAGSystem
@@ -168,45 +167,35 @@ class LanguageModel(CustomLLM):
             text += piece
             yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)
 
-    def _prompt(self, messages: Sequence[ChatMessage]) -> str | list[int]:
-        """What the generator goes on from: a text, or the ids of messages in their chat template."""
+    def _prompt(self, messages: Sequence[ChatMessage]) -> str | list[dict[str, str]]:
+        """What the generator goes on from: a text, or messages for its chat template."""
         if len(messages) == 1 and messages[0].role == MessageRole.USER:
             return messages[0].content or ""
         if not self._chats:
             assert self.messages_to_prompt is not None  # LlamaIndex fills it in
             return self.messages_to_prompt(messages)
-        read = [{"role": message.role.value, "content": message.content or ""} for message in messages]
-        ids = cast(CausalLM, self._generator).tokenizer.apply_chat_template(
-            read, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False, enable_thinking=False
-        )
-        return cast(list[int], ids)
+        return [{"role": message.role.value, "content": message.content or ""} for message in messages]
 
     def _pieces(
-        self, prompt: str | list[int], *, max_tokens: int | None = None, stop: list[str] | None = None, **others: Any
+        self,
+        prompt: str | list[dict[str, str]],
+        *,
+        max_tokens: int | None = None,
+        stop: list[str] | None = None,
+        **others: Any,
     ) -> Iterator[str]:
         """Yield the pieces of the answer, at least one. The settings are those of a call, under LlamaIndex's names."""
         if others:
             raise InputError(f"got the settings {sorted(others)}: a call takes max_tokens and stop, decoding is greedy")
         generator = self._generator
         if not isinstance(prompt, str):
-            pieces = _continued(cast(CausalLM, generator), prompt, max_tokens, stop)
+            pieces = cast(CausalLM, generator).chat(prompt, max_new_tokens=max_tokens, stop=stop)
         elif isinstance(generator, Streamer):
             pieces = generator.stream(prompt, max_new_tokens=max_tokens, stop=stop)
         else:
             pieces = iter(generator.generate([prompt], max_new_tokens=max_tokens, stop=stop))
         yield next(pieces, "")  # so that an empty answer is an answer too
         yield from pieces
-
-
-def _continued(generator: CausalLM, ids: list[int], most: int | None, stop: list[str] | None) -> Iterator[str]:
-    steps = most or generator.max_new_tokens
-    if len(ids) + steps > generator.max_length:
-        raise BudgetError(
-            f"the messages have {len(ids)} tokens and the answer {steps}: together more than max_length="
-            f"{generator.max_length}; leave out the oldest messages, or lower max_tokens"
-        )
-    decoder = generator._decoder  # pyright: ignore[reportPrivateUsage]
-    return decoder.pieces(Mixed([ids], [1.0]), steps, generator.stop if stop is None else stop)
 
 
 async def _steps(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:

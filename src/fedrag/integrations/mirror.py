@@ -25,7 +25,8 @@ from fedrag.types import Document, Encoder
 
 UNKNOWN = "unknown"
 """The fingerprint of vectors that another encoder than the one at hand wrote."""
-_SAMPLE = 16
+SAMPLE = 16
+"""Documents that are embedded again to see who wrote an index."""
 _AGREE = 2e-3  # difference as a share of the vector's length: an index may keep half precision
 _BATCH = 256
 
@@ -110,16 +111,17 @@ def mirror(outside: Outside, encoder: Encoder) -> Mirror:
         known = all(row is not None for row in rows)
         vectors = torch.tensor(rows if known else [[0.0]] * len(rows), dtype=torch.float32)
         MemoryStore.add(store, list(documents.values()), vectors)
-        store.fingerprint = encoder.fingerprint if known and _wrote(encoder, store) else UNKNOWN
+        sample = random.Random(0).sample(list(documents.values()), min(SAMPLE, len(documents)))
+        there = store.vectors([document.id for document in sample])
+        store.fingerprint = encoder.fingerprint if known and wrote(encoder, sample, there) else UNKNOWN
     return store
 
 
-def _wrote(encoder: Encoder, store: MemoryStore) -> bool:
-    """Whether the encoder gives a sample of the documents the vectors that they have."""
-    documents = list(store.documents())
-    sample = random.Random(0).sample(documents, min(_SAMPLE, len(documents)))
-    there = store.vectors([document.id for document in sample])
-    made = DenseRetriever(encoder, store).embed_documents(sample).float().cpu()
-    if made.shape != there.shape:
+def wrote(encoder: Encoder, documents: Sequence[Document], vectors: Tensor) -> bool:
+    """Whether the encoder gives these documents the `[n, d]` vectors that they have; of none it cannot be known."""
+    if not documents:
         return False
-    return bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
+    made = DenseRetriever(encoder, MemoryStore()).embed_documents(documents).float().cpu()
+    if made.shape != vectors.shape:
+        return False
+    return bool(((made - vectors).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())

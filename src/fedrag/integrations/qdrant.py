@@ -22,14 +22,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedrag.errors import InputError, StoreError
 from fedrag.filters import compile_filter
-from fedrag.integrations.mirror import UNKNOWN
+from fedrag.integrations.mirror import SAMPLE, UNKNOWN, wrote
 from fedrag.integrations.qdrant_collection import Collection, fitting, named, vector_of
 from fedrag.integrations.qdrant_filters import narrow
 from fedrag.integrations.qdrant_payloads import LANGCHAIN, Columns, Layout, layout_of, point_ids
@@ -47,7 +46,6 @@ require("qdrant_client", extra="qdrant")
 from qdrant_client import QdrantClient, models  # noqa: E402
 
 _SLACK = 16  # points asked for above k: enough to see that the k-th ties with none
-_SAMPLE, _AGREE = 16, 2e-3  # documents embedded again to see who wrote them; the share of a norm they may differ by
 
 
 class QdrantStore:
@@ -262,16 +260,8 @@ def from_qdrant(
     store = QdrantStore(client, collection, vector_name=vector_name, text_key=text_key, exact=exact)
     retriever = DenseRetriever(encoder, store)
     if len(store) and store.fingerprint in ("", encoder.fingerprint):
-        store.fingerprint = encoder.fingerprint if _wrote(retriever, *store.sample(_SAMPLE)) else UNKNOWN
+        store.fingerprint = encoder.fingerprint if wrote(encoder, *store.sample(SAMPLE)) else UNKNOWN
     return RAGSystem(retriever=retriever, generator=generator, prompt=prompt, top_k=top_k)
-
-
-def _wrote(retriever: DenseRetriever[Any], documents: list[Document], there: Tensor) -> bool:
-    """Whether the encoder gives these documents the `[n, d]` vectors that they have."""
-    if not documents:
-        return False
-    made = retriever.embed_documents(documents).float().cpu()
-    return made.shape == there.shape and bool(((made - there).norm(dim=1) <= _AGREE * made.norm(dim=1)).all())
 
 
 def _error(query: Tensor, rows: Tensor) -> float:
