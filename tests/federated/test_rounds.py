@@ -42,6 +42,26 @@ def everything(outcome: Outcome) -> str:
     return f"{outcome.run.history.to_json()} {outcome.wire()!r}"
 
 
+class Elsewhere(Walker):
+    """Begins with numbers of its own, as a model that is not seeded does."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.state = {name: value + self.target for name, value in self.state.items()}
+
+
+def test_all_sites_begin_where_the_first_one_does() -> None:
+    made: list[Elsewhere] = []
+
+    def build(site: Site) -> Elsewhere:
+        made.append(Elsewhere(site))
+        return made[-1]
+
+    federate(build, Plan(rounds=1, quorum=3), three()[::-1])
+    assert [walker.target for walker in made] == [9.0, 2.0, 1.0]  # site a is met last
+    assert [walker.seen for walker in made] == [[(0, [1.0, 1.0, 1.0])]] * 3
+
+
 def test_a_site_that_fails_is_left_out_once_and_its_words_stay_there(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         outcome = federate(Failing, Plan(rounds=3, quorum=2), three())

@@ -57,6 +57,18 @@ def test_a_changed_scorer_is_asked_anew():
     assert after.item() == pytest.approx(lm.logprobs(["The"], ["book"]).item()) != before.item()
 
 
+@torch.no_grad()
+def test_scores_recalled_under_other_weights_are_not_used():
+    lm = CausalLM(tiny_llama(), tiny_tokenizer())
+    scorer = CachedScorer(lm)
+    before = scorer.logprobs(["The"], ["book"])
+    lm.model.lm_head.weight.data.mul_(1.1)
+    later = CachedScorer(lm)
+    later.recall(scorer.memory())
+    assert later.logprobs(["The"], ["book"]).item() != before.item()
+    assert (later.hits, later.misses) == (0, 1)
+
+
 def test_it_refuses_to_forget_a_gradient_and_ragged_groups():
     scorer = CachedScorer(Counting())
     with pytest.raises(InputError, match="no gradient"):
