@@ -59,8 +59,8 @@ def page(passed: dict[tuple[str, str], dict[str, bool]]) -> str:
     lines = [
         "# What works with which library",
         "",
-        "Written by `scripts/capabilities.py`, which ran the tests: a cell leads to the tests that show it, all of which",
-        "passed. [How it is used](ecosystem.md).",
+        "Written by `scripts/capabilities.py`, which ran the tests: a cell leads to those that show it, and all of",
+        "them passed. [How it is used](ecosystem.md).",
         "",
         f"| | {' | '.join(LIBRARIES)} |",
         f"|---|{'---|' * len(LIBRARIES)}",

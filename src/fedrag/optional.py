@@ -12,5 +12,9 @@ def require(module: str, *, extra: str) -> None:
 
     It is looked for, not imported.
     """
-    if find_spec(module) is None:
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:  # of the package around it
+        found = None
+    if found is None:
         raise MissingExtraError(f"{module} is not installed; install it with: pip install 'fedrag[{extra}]'")

@@ -477,6 +477,41 @@ def test_embedders_are_swapped_in_place_and_stay_connected() -> None:
         assert document.embedding == pytest.approx(vectors[document.id], abs=1e-6)
 
 
+def test_a_ranker_is_no_embedder() -> None:
+    @component
+    class Ranker:
+        def __init__(self) -> None:
+            self.meta_fields_to_embed = ["domain"]
+
+        @component.output_types(documents=list[Document])
+        def run(self, query: str, documents: list[Document]) -> dict[str, Any]:
+            return {"documents": documents}
+
+    indexing, asking = pipelines(InMemoryDocumentStore(), prefix="ask ")
+    asking.add_component("ranker", Ranker())
+    rag = from_haystack(asking, indexing)
+    assert swap_embedders(asking, rag) == ["texts"]
+    assert isinstance(asking.get_component("ranker"), Ranker)
+
+
+def test_what_their_pipeline_changed_meanwhile_stays_so() -> None:
+    store = InMemoryDocumentStore()
+    indexing, asking = pipelines(store)
+    rag = from_haystack(indexing, asking)
+    first, second, third = sorted(store.filter_documents(), key=lambda document: document.id)[:3]
+    edited = replace(first, content="edited", embedding=[0.5] * len(first.embedding))
+    store.write_documents([edited, replace(third, meta={**third.meta, "new": 1})], policy=DuplicatePolicy.OVERWRITE)
+    store.delete_documents([second.id])
+    with torch.no_grad():
+        next(rag.dense.encoder.parameters()).mul_(-1.0)
+    rag.dense.refresh(progress=False)
+    there = {document.id: document for document in store.filter_documents()}
+    assert there[first.id] == edited
+    assert second.id not in there
+    assert there[third.id].meta == {**third.meta, "new": 1}
+    assert there[third.id].embedding == pytest.approx([-x for x in third.embedding], abs=1e-5)
+
+
 def test_a_pipeline_with_a_saved_encoder_is_yaml_and_back(tmp_path: Path) -> None:
     indexing, asking = pipelines(InMemoryDocumentStore(), prefix="ask ")
     rag = from_haystack(indexing, asking)

@@ -272,9 +272,41 @@ def test_filters_in_langchains_shape() -> None:
     assert found({"field": "a", "operator": "in", "value": [1, 3]}) == {"1", "3"}
     with pytest.raises(InputError, match=r"unknown '\$near' in the filter of 'a'"):
         found({"a": {"$near": 2}})
+    for unknown in ({"$nor": [{"a": 1}]}, {"$not": {"a": 1}}):
+        with pytest.raises(InputError, match=r"unknown '\$no[rt]' in the filter"):
+            found(unknown)
+    with pytest.raises(InputError, match="compares with nothing"):
+        found({"a": {}})
     with pytest.raises(InputError, match="a filter is a dict"):
         found(lambda page: True)
     assert where(None) is None
+
+
+def test_a_call_without_k_asks_for_the_systems_top_k() -> None:
+    rag = tiny_system(top_k=6)
+    store = to_langchain(rag).vectorstore
+    wanted = [hit.document.id for hit in rag.retrieve(QUESTION)]
+    assert len(wanted) == 6
+    vector = store.embeddings.embed_query(QUESTION)
+    for found in (
+        store.similarity_search(QUESTION),
+        asyncio.run(store.asimilarity_search(QUESTION)),
+        asyncio.run(store.asimilarity_search_by_vector(vector)),
+        asyncio.run(store.as_retriever().ainvoke(QUESTION)),
+        store.max_marginal_relevance_search(QUESTION, lambda_mult=1.0),
+    ):
+        assert [page.id for page in found] == wanted
+
+
+def test_a_query_of_a_half_tuned_encoder_is_refused() -> None:
+    index = InMemoryVectorStore(Sentences())
+    index.add_texts([document.text for document in DOCUMENTS])
+    rag = from_langchain(index)
+    assert len(index.similarity_search(QUESTION)) == 4
+    with torch.no_grad():
+        next(rag.dense.encoder.parameters()).mul_(-1.0)  # as a training that broke off leaves it
+    with pytest.raises(StaleIndexError):
+        index.similarity_search(QUESTION)
 
 
 def test_texts_are_embedded_as_documents_and_found_as_queries() -> None:
@@ -498,6 +530,9 @@ def test_a_cache_of_answers_knows_one_model_from_another() -> None:
     before = model.invoke(TALK).text
     assert model.invoke(TALK).text == before
     assert ChatFedRAG(rag=rag, cache=cache, max_tokens=2).invoke(TALK).text != before
+    rag.generator.max_new_tokens = 1
+    assert model.invoke(TALK).text != before
+    rag.generator.max_new_tokens = 12
     with torch.no_grad():
         for weights in rag.generator.model.parameters():
             weights.add_(0.3 * torch.randn_like(weights))

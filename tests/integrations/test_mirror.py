@@ -28,16 +28,32 @@ class Shelf:
     def read(self) -> Iterator[tuple[Document, list[float] | None]]:
         yield from self.kept.values()
 
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        for document, vector in zip(documents, vectors.tolist(), strict=True):
+            self._write()
+            self.kept[document.id] = (document, vector)
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        passed = 0
+        for document, vector in zip(documents, vectors.tolist(), strict=True):
+            held, _ = self.kept.get(document.id, (None, None))
+            if held is None or held.text != document.text:
+                passed += 1
+                continue
+            self._write()
+            self.kept[document.id] = (held, vector)
+        return passed
+
+    def _write(self) -> None:
         if self.full is not None and self.writes >= self.full:
+            self.full = None  # the one who asks again is served
             raise OSError("the shelf is full")
         self.writes += 1
-        for document, vector in zip(documents, vectors.tolist(), strict=True):
-            self.kept[document.id] = (self.kept.get(document.id, (document, None))[0], vector)
 
     def remove(self, ids: Sequence[str]) -> None:
+        assert ids
         for id in ids:
-            del self.kept[id]
+            self.kept.pop(id, None)
 
 
 class TestMirror(StoreContract):
@@ -52,7 +68,7 @@ def encoder(seed: int = 0) -> SentenceEncoder:
 
 def shelf(written_by: SentenceEncoder, documents: Sequence[Document] = DOCUMENTS) -> Shelf:
     filled = Shelf()
-    filled.write(documents, written_by.encode_documents([document.text for document in documents]).detach())
+    filled.insert(documents, written_by.encode_documents([document.text for document in documents]).detach())
     filled.writes = 0
     return filled
 
@@ -111,11 +127,14 @@ def test_a_refresh_that_the_index_interrupts_goes_on() -> None:
     index = shelf(encoder(seed=1), many)
     store = mirror(index, encoder())
     retriever = DenseRetriever(encoder(), store)
-    index.full = 2  # of the three writes that 600 vectors take
+    index.full = 599
     with pytest.raises(OSError, match="full"):
         retriever.refresh(progress=False)
     assert store.fingerprint == UNKNOWN
-    index.full = None
+    # one document has its old vector: taken anew, the index is still stale, whichever end it is at
+    assert mirror(index, encoder()).fingerprint == UNKNOWN
+    index.kept = dict(reversed(index.kept.items()))
+    assert mirror(index, encoder()).fingerprint == UNKNOWN
     assert retriever.refresh(progress=False) == 0  # all vectors were made: they had only to be written
     assert store.fingerprint == encoder().fingerprint
     assert same(index, store)
@@ -126,15 +145,30 @@ def test_what_the_index_refuses_is_not_kept() -> None:
     store = mirror(index, encoder())
     before = store.vectors(["d2"])
     index.full = 0
-    for change in (
-        lambda: DenseRetriever(encoder(), store).add([Document("a new one", "new")], progress=False),
-        lambda: store.update_vectors(["d2"], torch.ones_like(before)),
-    ):
-        with pytest.raises(OSError, match="full"):
-            change()
-    assert "new" not in store
+    other = [Document("a new one", "new"), Document("another text", "d4"), Document("a third", "d5")]
+    index.full = index.writes + 1
+    with pytest.raises(OSError, match="full"):
+        store.add(other, before.expand(3, -1))
+    index.full = index.writes
+    with pytest.raises(OSError, match="full"):
+        store.update_vectors(["d2"], torch.ones_like(before))
     assert torch.equal(store.vectors(["d2"]), before)
+    assert {document.id: document for document in store.documents()} == {d.id: d for d in DOCUMENTS}
+    assert {id: document for id, (document, _) in index.kept.items()} == {d.id: d for d in DOCUMENTS}
     assert same(index, store)
+
+
+def test_what_others_changed_or_deleted_meanwhile_stays_so(caplog: pytest.LogCaptureFixture) -> None:
+    index = shelf(encoder(seed=1))
+    store = mirror(index, encoder())
+    old = index.kept["d4"][1]
+    index.kept["d4"] = (Document("edited", "d4"), old)
+    del index.kept["d5"]
+    assert DenseRetriever(encoder(), store).refresh(progress=False) == 20
+    assert index.kept["d4"] == (Document("edited", "d4"), old)
+    assert "d5" not in index.kept
+    assert "2 of 20 documents have changed in the index or left it" in caplog.text
+    assert index.kept["d6"][1] == pytest.approx(store.vectors(["d6"])[0].tolist())
 
 
 def test_an_id_that_is_there_twice_is_refused() -> None:

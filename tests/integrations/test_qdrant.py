@@ -21,6 +21,7 @@ from fedrag.errors import InputError, MissingExtraError, StaleIndexError, StoreE
 from fedrag.integrations import qdrant_filters
 from fedrag.integrations.mirror import UNKNOWN
 from fedrag.integrations.qdrant import QdrantStore, from_qdrant
+from fedrag.integrations.qdrant_collection import PARTIAL
 from fedrag.integrations.qdrant_filters import narrow
 from stores.contract import StoreContract, brute_force, ids_and_scores, some
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
@@ -60,7 +61,7 @@ def embedded(texts: Sequence[str], seed: int = 0) -> list[list[float]]:
 
 def langchain(client: QdrantClient) -> list[Document]:
     """What langchain-qdrant writes."""
-    client.create_collection("theirs", vectors_config=COSINE)
+    client.create_collection("theirs", vectors_config={"": COSINE})
     ids = [str(UUID(int=n)) for n in range(20)]
     points = [
         models.PointStruct(id=id, vector=vector, payload={"page_content": text, "metadata": {"row": n}})
@@ -317,7 +318,7 @@ def test_a_refresh_that_breaks_anywhere_goes_on(alias: bool) -> None:
         if fingerprint == encoder().fingerprint:
             assert torch.allclose(vectors, old, atol=1e-6)
         else:  # without an alias a part may be written over, which is known
-            assert (alias, fingerprint) == (False, UNKNOWN)
+            assert (alias, fingerprint) == (False, PARTIAL)
     assert breaks >= 3
     assert embedded_again == 0  # all were there: they had only to be put in place
     assert store.fingerprint == encoder(1).fingerprint
@@ -356,6 +357,48 @@ def test_other_vectors_and_settings_of_a_collection_stay(alias: bool) -> None:
     assert client.get_collection("theirs").config.metadata["owner"] == "clinic"
     names = {found.name for found in client.get_collections().collections}
     assert names == ({"first", "theirs--1"} if alias else {"theirs"})  # what others made is not deleted
+
+
+def test_a_lone_vector_beside_sparse_ones_is_found_and_replaced() -> None:
+    client = QdrantClient(":memory:")
+    sparse = {"words": models.SparseVectorParams()}
+    client.create_collection("theirs", vectors_config=COSINE, sparse_vectors_config=sparse)
+    words = models.SparseVector(indices=[4], values=[0.5])
+    points = [
+        models.PointStruct(id=n, vector={"": vector, "words": words}, payload={"body": TEXTS[n]})
+        for n, vector in enumerate(embedded(TEXTS))
+    ]
+    client.upsert("theirs", points)
+    assert taken(client).retrieve([TEXTS[5]], 1)[0][0].document.text == TEXTS[5]
+    retriever = taken(client, seed=1)
+    assert retriever.refresh(progress=False) == 20
+    new = embedded(TEXTS, seed=1)
+    for point in client.scroll("theirs", limit=50, with_vectors=True)[0]:
+        assert point.vector["words"] == words
+        assert torch.allclose(torch.tensor(point.vector[""]), torch.tensor(new[point.id]), atol=1e-6)
+
+
+def test_collections_of_others_are_not_deleted() -> None:
+    client = QdrantClient(":memory:")
+    client.create_collection("handbook--1", vectors_config=COSINE, metadata={"owner": "clinic"})
+    add = DenseRetriever(encoder(), QdrantStore(client, "handbook")).add
+    add([Document(text) for text in TEXTS], progress=False)  # its own is handbook--2
+    rename = models.CreateAlias(collection_name="handbook--2", alias_name="docs")
+    forget = models.DeleteAlias(alias_name="handbook")
+    client.update_collection_aliases(
+        [models.CreateAliasOperation(create_alias=rename), models.DeleteAliasOperation(delete_alias=forget)]
+    )
+    DenseRetriever(encoder(), QdrantStore(client, "handbook")).add([Document("one more")], progress=False)
+    assert client.get_collection("handbook--1").config.metadata == {"owner": "clinic"}
+    assert len(QdrantStore(client, "docs")) == 20
+    assert len(QdrantStore(client, "handbook")) == 1
+
+
+def test_a_wrong_encoder_does_not_brand_a_collection() -> None:
+    client = QdrantClient(":memory:")
+    langchain(client)
+    assert taken(client, seed=1).store.fingerprint == UNKNOWN
+    assert taken(client).store.fingerprint == encoder().fingerprint
 
 
 def test_a_collection_without_an_alias_keeps_its_width() -> None:

@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedrag import RALT, Document, Example, RAGTrainer
-from fedrag.objectives.contexts import Mixture
-from fedrag.objectives.marginal import RAGSequence
+from fedrag import EMDR2, LSR, RALT, Document, Example, Joint, Mixture, RAGSequence, RAGToken, RAGTrainer
 from fedrag.quickstart.facts import VALUES
 from fedrag.quickstart.loop import make_system
 from fedrag.quickstart.world import make_world
@@ -22,16 +20,23 @@ def tell_apart(world):
     return documents, number
 
 
-class Findable(RAGSequence):
-    """RAG-Sequence whose candidates hold the gold passage, as those of a retriever that is any good would."""
+def findable(method):
+    """The method with candidates that hold the gold passage, as those of a retriever that is any good would."""
 
-    def find(self, examples):
-        golds = (self.rag.dense.store.get(list(example.positives[:1])) for example in examples)
-        others = self.retrieve(examples, self.depth)
-        return [
-            [*gold, *(d for d in row if d.id != gold[0].id)][: self.depth]
-            for gold, row in zip(golds, others, strict=True)
-        ]
+    class Findable(method):
+        def find(self, examples):
+            golds = (self.rag.dense.store.get(list(example.positives[:1])) for example in examples)
+            others = self.retrieve(examples, self.depth)
+            return [
+                [*gold, *(d for d in row if d.id != gold[0].id)][: self.depth]
+                for gold, row in zip(golds, others, strict=True)
+            ]
+
+    return Findable
+
+
+def ralt(rag):
+    return RALT(rag, k=1, contexts=Mixture(rag.dense.store, documents=1, gold=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,11 @@ def world():
 
 
 METHODS = {
-    "ralt": lambda rag: RALT(rag, k=1, contexts=Mixture(rag.dense.store, documents=1, gold=1.0)),
-    "rag-sequence": lambda rag: Findable(rag, k=3),
+    "ralt": ralt,
+    "rag-sequence": lambda rag: findable(RAGSequence)(rag, k=3),
+    "rag-token": lambda rag: findable(RAGToken)(rag, k=3),
+    "emdr2": lambda rag: findable(EMDR2)(rag, k=3),
+    "joint": lambda rag: Joint(LSR(rag, k=3), ralt(rag)),
 }
 
 
@@ -52,8 +60,7 @@ def test_a_changed_fact_changes_the_answer(method, world, tmp_path):
     rag.dense.store.remove(list(number))
     rag.add(documents, progress=False)
     settings = {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 10}
-    objective = RALT(rag, k=1, contexts=Mixture(rag.dense.store, documents=1, gold=1.0))
-    RAGTrainer(objective, train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
+    RAGTrainer(METHODS[method](rag), train_dataset=world.train, args=arguments(tmp_path, **settings)).train()
 
     def ask(example: Example) -> str:
         where = {"field": "fact", "operator": "==", "value": number[example.positives[0]]}

@@ -36,7 +36,7 @@ import haystack  # noqa: E402
 from haystack.dataclasses import ChatMessage  # noqa: E402
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy  # noqa: E402
 
-from haystack_integrations.common.fedrag import Source, embedded_text, from_haystack_document, to_haystack_document  # noqa: E402
+from haystack_integrations.common.fedrag import embedded_text, from_haystack_document, to_haystack_document  # noqa: E402
 from haystack_integrations.components.builders.fedrag import FedRAGPromptBuilder  # noqa: E402
 from haystack_integrations.components.embedders.fedrag import FedRAGDocumentEmbedder, FedRAGTextEmbedder  # noqa: E402
 from haystack_integrations.components.generators.fedrag import FedRAGChatGenerator  # noqa: E402
@@ -67,7 +67,7 @@ def from_haystack(
         raise InputError(f"the pipelines hold {len(stores)} document stores {found}; pass pipelines that share one")
     texts = next((part for part in parts if _puts(part, "embedding")), None)
     documents = next((part for part in parts if _embeds_documents(part)), None)
-    chat = next((part for part in parts if _puts(part, "replies")), None)
+    chat = next((part for part in parts if _puts(part, "replies") and _takes(part, "messages")), None)
     if encoder is None:
         encoder = _encoder(texts, documents)
     store = mirror(_Index(next(iter(stores.values())), documents), encoder)
@@ -82,8 +82,8 @@ def to_haystack(system: RAGSystem | str | Path) -> haystack.Pipeline:
     From the folder of a saved system it can be written as YAML; from a live one it cannot.
     """
     pipeline = haystack.Pipeline()
-    pipeline.add_component("retriever", FedRAGRetriever(system))
-    if Source(system).rag.generator is not None:
+    pipeline.add_component("retriever", retriever := FedRAGRetriever(system))
+    if retriever.source.rag.generator is not None:
         pipeline.add_component("prompt_builder", FedRAGPromptBuilder(system))
         pipeline.add_component("llm", FedRAGChatGenerator(system))
         pipeline.connect("retriever.documents", "prompt_builder.documents")
@@ -125,26 +125,31 @@ class _Index:
     def __init__(self, store: DocumentStore, embedder: Any) -> None:
         self.store = store
         self.embedder = embedder
-        self.theirs: dict[str, haystack.Document] = {}  # without vectors
 
     def read(self) -> Iterator[tuple[Document, Sequence[float] | None]]:
         for document in self.store.filter_documents():
-            self.theirs[document.id] = replace(document, embedding=None)
-            yield from_haystack_document(document, embedded_text(self.embedder, document)), document.embedding
+            yield from_haystack_document(document, self._text(document)), document.embedding
 
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
-        for document in documents:
-            self.theirs.setdefault(document.id, to_haystack_document(document))
-        written = [
-            replace(self.theirs[document.id], embedding=vector)
-            for document, vector in zip(documents, vectors.tolist(), strict=True)
-        ]
-        self.store.write_documents(written, policy=DuplicatePolicy.OVERWRITE)
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        pairs = zip(map(to_haystack_document, documents), vectors.tolist(), strict=True)
+        self._write([replace(document, embedding=vector) for document, vector in pairs])
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        made = {document.id: (document.text, row) for row, document in enumerate(documents)}
+        there = [one for one in self.store.filter_documents() if one.id in made]
+        same = [one for one in there if made[one.id][0] == self._text(one)]
+        self._write([replace(one, embedding=vectors[made[one.id][1]].tolist()) for one in same])
+        return len(documents) - len(same)
 
     def remove(self, ids: Sequence[str]) -> None:
         self.store.delete_documents(list(ids))
-        for one in ids:
-            del self.theirs[one]
+
+    def _text(self, document: haystack.Document) -> str:
+        return embedded_text(self.embedder, document)
+
+    def _write(self, documents: list[haystack.Document]) -> None:
+        if documents:
+            self.store.write_documents(documents, policy=DuplicatePolicy.OVERWRITE)
 
 
 class _Chat:
@@ -168,7 +173,12 @@ def _puts(part: Any, output: str) -> bool:
 
 
 def _embeds_documents(part: Any) -> bool:
-    return _puts(part, "documents") and hasattr(part, "meta_fields_to_embed")
+    # a ranker may have such fields too, and takes a query
+    return _puts(part, "documents") and hasattr(part, "meta_fields_to_embed") and not _takes(part, "query")
+
+
+def _takes(part: Any, input: str) -> bool:
+    return input in part.__haystack_input__
 
 
 def _encoder(texts: Any, documents: Any) -> SentenceEncoder:

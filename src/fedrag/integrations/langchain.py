@@ -68,7 +68,8 @@ def from_langchain(
             list a store's documents or to read their vectors. So for another store its `ids` are wanted
             (`chroma.get()["ids"]`, say), the documents are embedded again by `rag.retriever.refresh()`, and written
             back by the store's own `add_documents`, which embeds: set its embedder to `to_langchain(rag).embeddings`
-            before, unless it holds the very model that is trained.
+            before, unless it holds the very model that is trained. That must replace documents of ids that are there,
+            which FAISS's refuses to.
         llm: the model of LangChain that answers; as `generator`, to be trained, give a `CausalLM`.
         encoder: what is to be trained; by default the sentence-transformers model inside the store's embedder.
         ids: the documents to take.

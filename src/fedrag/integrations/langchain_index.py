@@ -31,6 +31,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 _COMPARISONS = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=", "$in": "in"}
 _COMPARISONS["$nin"] = "not in"
+_PAGE = 256  # documents that a store is asked for at a time
 
 
 @dataclass
@@ -48,21 +49,39 @@ class InMemoryIndex:
         for row in self.index.store.values():
             yield Document(row["text"], row["id"], row["metadata"]), row["vector"]
 
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
-        """Set the vectors of documents that are there, and insert the others."""
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        """Insert or replace documents with their vectors."""
         for document, vector in zip(documents, vectors.tolist(), strict=True):
-            new = {"id": document.id, "text": document.text, "metadata": dict(document.metadata)}
-            self.index.store[document.id] = {**self.index.store.get(document.id, new), "vector": vector}
-        self.index.embedding = self.embeddings or self.index.embedding
+            about = {"id": document.id, "text": document.text, "metadata": dict(document.metadata)}
+            self.index.store[document.id] = {**about, "vector": vector}
+        self._follow()
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        """Set the vectors of documents that are as they were; return how many are not."""
+        passed = 0
+        for document, vector in zip(documents, vectors.tolist(), strict=True):
+            row = self.index.store.get(document.id)
+            if row is not None and row["text"] == document.text:
+                self.index.store[document.id] = {**row, "vector": vector}
+            else:
+                passed += 1
+        self._follow()
+        return passed
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete documents."""
         self.index.delete(ids)
 
+    def _follow(self) -> None:
+        self.index.embedding = self.embeddings or self.index.embedding
+
 
 @dataclass
 class IdsIndex:
-    """Any vector store with `get_by_ids`, by its ids. It gives no vectors, and makes those that it is told to keep."""
+    """Any vector store with `get_by_ids`, by its ids. It gives no vectors, and makes those that it is told to keep.
+
+    Its `add_documents` must replace documents of ids that are there. Most do; FAISS refuses them.
+    """
 
     index: VectorStore
     ids: Sequence[str]
@@ -75,16 +94,33 @@ class IdsIndex:
                 raise InputError(f"the vector store has no document of the id {id!r}; pass ids= that it has")
             yield Document(pages[id].page_content, id, pages[id].metadata), None
 
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
         """Have the store embed the documents, once it is known to do so with the encoder that made `vectors`."""
+        self._check(documents[0], vectors[0])
+        self.index.add_documents([page(document) for document in documents], ids=[d.id for d in documents])
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        """Have the store embed again what is as it was; return how many documents are not."""
+        self._check(documents[0], vectors[0])
+        passed = len(documents)
+        for start in range(0, len(documents), _PAGE):
+            texts = {document.id: document.text for document in documents[start : start + _PAGE]}
+            found = [
+                page for page in self.index.get_by_ids(list(texts)) if page.page_content == texts.get(page.id or "")
+            ]
+            if found:
+                self.index.add_documents(found, ids=[page.id for page in found])
+            passed -= len(found)
+        return passed
+
+    def _check(self, document: Document, vector: Tensor) -> None:
         if self.index.embeddings is None or not same_way(
-            self.index.embeddings.embed_documents([documents[0].text])[0], vectors[0].tolist()
+            self.index.embeddings.embed_documents([document.text])[0], vector.tolist()
         ):
             raise InputError(
                 f"this {type(self.index).__name__} does not embed with the system's encoder: set its embedder to "
                 "to_langchain(rag).embeddings and call rag.retriever.refresh()"
             )
-        self.index.add_documents([page(document) for document in documents], ids=[d.id for d in documents])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete documents."""
@@ -106,6 +142,12 @@ def where(filter: Any) -> Where | None:
             parts.append({"operator": field[1:], "conditions": [where(part) for part in value]})
             continue
         asked = cast(Where, value) if isinstance(value, Mapping) else {"$eq": value}
+        if field.startswith("$") or not asked:
+            raise InputError(
+                f"unknown {field!r} in the filter; choose $and or $or"
+                if asked
+                else f"the filter of {field!r} compares with nothing; leave it out"
+            )
         for name, wanted in asked.items():
             if name not in _COMPARISONS:
                 raise InputError(

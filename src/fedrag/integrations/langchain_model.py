@@ -16,11 +16,12 @@ from pydantic import Field
 
 from fedrag.errors import InputError
 from fedrag.generators.causal import CausalLM
+from fedrag.integrations.answering import Asked, asked, pieces
 from fedrag.integrations.langchain_index import refuse
 from fedrag.integrations.langchain_store import Saved
 from fedrag.optional import require
 from fedrag.prompts import Tokens
-from fedrag.types import Generator, Streamer
+from fedrag.types import Generator
 
 require("langchain_core", extra="langchain")
 
@@ -67,7 +68,8 @@ class ChatFedRAG(Saved, BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # the key of LangChain's cache, in which all live models look alike: weights and settings tell them apart
         weights = getattr(self.generator, "fingerprint", id(self.generator))
-        return f"{super()._get_llm_string(stop, **kwargs)} {weights} {self.max_tokens} {self.stop}"
+        own = [getattr(self.generator, name, None) for name in ("max_new_tokens", "stop")]
+        return f"{super()._get_llm_string(stop, **kwargs)} {weights} {self.max_tokens} {self.stop} {own}"
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
@@ -84,10 +86,10 @@ class ChatFedRAG(Saved, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         refuse(kwargs)
-        text, prompt = "", _prompt(self.generator, messages)
+        text, prompt = "", _asked(self.generator, messages)
         most = self.max_tokens if max_tokens is None else max_tokens
         ends = self.stop if stop is None else stop
-        for piece in _pieces(self.generator, prompt, most, ends):
+        for piece in pieces(self.generator, prompt, max_new_tokens=most, stop=ends):
             text += piece
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
         end = AIMessageChunk(content="", response_metadata={"model_name": self.model_name}, chunk_position="last")
@@ -120,27 +122,12 @@ class LangChainGenerator:
         return map(_text, self.llm.stream(prompt, **_settings(max_new_tokens, stop)))
 
 
-def _prompt(generator: Generator, messages: list[BaseMessage]) -> str | list[dict[str, str]]:
-    """Return what the generator goes on from: a text, or messages for its chat template."""
+def _asked(generator: Generator, messages: list[BaseMessage]) -> Asked:
     read: list[dict[str, str]] = convert_to_openai_messages(messages, text_format="string")
     for message in read:
         if not isinstance(cast(Any, message["content"]), str):
             raise InputError(f"the {message['role']} message holds more than text, which this model cannot read")
-    if len(read) == 1 and read[0]["role"] == "user":
-        return read[0]["content"]
-    if not (isinstance(generator, CausalLM) and generator.tokens.chat):
-        return f"{get_buffer_string(messages)}\nAI:"
-    return read
-
-
-def _pieces(
-    generator: Generator, prompt: str | list[dict[str, str]], most: int | None, stop: Sequence[str] | None
-) -> Iterator[str]:
-    if not isinstance(prompt, str):
-        return cast(CausalLM, generator).chat(prompt, max_new_tokens=most, stop=stop)
-    if isinstance(generator, Streamer):
-        return generator.stream(prompt, max_new_tokens=most, stop=stop)
-    return iter(generator.generate([prompt], max_new_tokens=most, stop=stop))
+    return asked(generator, read, lambda: f"{get_buffer_string(messages)}\nAI:")
 
 
 def _settings(max_new_tokens: int | None, stop: Sequence[str] | None) -> dict[str, Any]:

@@ -99,7 +99,8 @@ class FedRAGEmbeddings(Saved, Embeddings):
         return self.rag.dense.embed_documents([Document(text) for text in texts]).tolist() if texts else []
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query."""
+        """Return the vector of a query. Raises `StaleIndexError` where the store's vectors are another encoder's."""
+        self.rag.dense.check_fresh()
         return self.rag.dense.embed_queries([text])[0].tolist()
 
 
@@ -167,14 +168,24 @@ class FedRAGVectorStore(VectorStore):
         refuse(kwargs)
         return [page(hit.document) for hit in self._near(embedding, self.rag.top_k if k is None else k, filter)]
 
+    async def asimilarity_search(self, query: str, k: int | None = None, **kwargs: Any) -> list[Page]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """`similarity_search`, off the event loop."""
+        return await run_in_executor(None, self.similarity_search, query, k, **kwargs)
+
+    async def asimilarity_search_by_vector(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, embedding: list[float], k: int | None = None, **kwargs: Any
+    ) -> list[Page]:
+        """`similarity_search_by_vector`, off the event loop."""
+        return await run_in_executor(None, self.similarity_search_by_vector, embedding, k, **kwargs)
+
     def max_marginal_relevance_search(self, query: str, *args: Any, **kwargs: Any) -> list[Page]:
         """Return documents that are near the query and far from each other; see `..._by_vector`."""
         return self.max_marginal_relevance_search_by_vector(self.embeddings.embed_query(query), *args, **kwargs)
 
-    def max_marginal_relevance_search_by_vector(
+    def max_marginal_relevance_search_by_vector(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         embedding: list[float],
-        k: int = 4,
+        k: int | None = None,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: Mapping[str, Any] | None = None,
@@ -182,7 +193,8 @@ class FedRAGVectorStore(VectorStore):
     ) -> list[Page]:
         """Return `k` of the `fetch_k` best, chosen one by one; `lambda_mult` 1 minds nearness, 0 variety."""
         refuse(kwargs)
-        hits = self._near(embedding, fetch_k, filter)
+        k = self.rag.top_k if k is None else k
+        hits = self._near(embedding, max(k, fetch_k), filter)
         vectors = self._dense.store.vectors([hit.document.id for hit in hits]).cpu().numpy()
         chosen = maximal_marginal_relevance(np.array(embedding, dtype=np.float32), list(vectors), lambda_mult, k)
         return [page(hits[place].document) for place in chosen]

@@ -34,7 +34,7 @@ from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.types import Document, Encoder, Generator
 
-require("llama_index", extra="llamaindex")
+require("llama_index.core", extra="llamaindex")
 
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine

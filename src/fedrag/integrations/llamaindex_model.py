@@ -18,15 +18,15 @@ from typing import Any, TypeVar, cast
 from fedrag import durable, types
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError
-from fedrag.generators.causal import CausalLM
+from fedrag.integrations.answering import Asked, asked, chats, pieces
 from fedrag.optional import require
 from fedrag.prompts import Tokens
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.stores.memory import MemoryStore
-from fedrag.types import Document, Streamer
+from fedrag.types import Document
 
-require("llama_index", extra="llamaindex")
+require("llama_index.core", extra="llamaindex")
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata, MessageRole
@@ -104,7 +104,7 @@ class LanguageModel(CustomLLM):
         known: dict[str, Any] = {}
         if isinstance(self._generator, Tokens):
             known = {"context_window": self._generator.max_length, "num_output": self._generator.max_new_tokens}
-        return LLMMetadata(model_name=name, is_chat_model=self._chats, **known)
+        return LLMMetadata(model_name=name, is_chat_model=chats(self._generator), **known)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -148,10 +148,6 @@ class LanguageModel(CustomLLM):
         """`stream_chat`, off the event loop."""
         return _steps(lambda: self.stream_chat(messages, **kwargs))
 
-    @property
-    def _chats(self) -> bool:
-        return isinstance(self._generator, CausalLM) and self._generator.tokens.chat
-
     def _completion(
         self, prompt: str, formatted: bool, settings: dict[str, Any]
     ) -> Generator[CompletionResponse, None, None]:
@@ -167,18 +163,14 @@ class LanguageModel(CustomLLM):
             text += piece
             yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)
 
-    def _prompt(self, messages: Sequence[ChatMessage]) -> str | list[dict[str, str]]:
-        """What the generator goes on from: a text, or messages for its chat template."""
-        if len(messages) == 1 and messages[0].role == MessageRole.USER:
-            return messages[0].content or ""
-        if not self._chats:
-            assert self.messages_to_prompt is not None  # LlamaIndex fills it in
-            return self.messages_to_prompt(messages)
-        return [{"role": message.role.value, "content": message.content or ""} for message in messages]
+    def _prompt(self, messages: Sequence[ChatMessage]) -> Asked:
+        written = cast(Callable[[Sequence[ChatMessage]], str], self.messages_to_prompt)  # LlamaIndex fills it in
+        read = [{"role": message.role.value, "content": message.content or ""} for message in messages]
+        return asked(self._generator, read, lambda: written(messages))
 
     def _pieces(
         self,
-        prompt: str | list[dict[str, str]],
+        prompt: Asked,
         *,
         max_tokens: int | None = None,
         stop: list[str] | None = None,
@@ -187,15 +179,9 @@ class LanguageModel(CustomLLM):
         """Yield the pieces of the answer, at least one. The settings are those of a call, under LlamaIndex's names."""
         if others:
             raise InputError(f"got the settings {sorted(others)}: a call takes max_tokens and stop, decoding is greedy")
-        generator = self._generator
-        if not isinstance(prompt, str):
-            pieces = cast(CausalLM, generator).chat(prompt, max_new_tokens=max_tokens, stop=stop)
-        elif isinstance(generator, Streamer):
-            pieces = generator.stream(prompt, max_new_tokens=max_tokens, stop=stop)
-        else:
-            pieces = iter(generator.generate([prompt], max_new_tokens=max_tokens, stop=stop))
-        yield next(pieces, "")  # so that an empty answer is an answer too
-        yield from pieces
+        found = pieces(self._generator, prompt, max_new_tokens=max_tokens, stop=stop)
+        yield next(found, "")  # so that an empty answer is an answer too
+        yield from found
 
 
 async def _steps(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:

@@ -29,7 +29,7 @@ from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.types import Document, Where
 
-require("llama_index", extra="llamaindex")
+require("llama_index.core", extra="llamaindex")
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -48,6 +48,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 _WHOLE = ("_node_content", "_node_type")  # where LlamaIndex keeps the whole node among its metadata
 _PLACE = ("document_id", "doc_id", "ref_doc_id")  # and the document that it is a part of
 _ALL = 10**9
+_PAGE = 256  # nodes written at a time
 _SAME = ("==", "!=", ">", ">=", "<", "<=", "in")
 
 
@@ -203,11 +204,41 @@ class IndexOutside:
 
     def read(self) -> Iterator[tuple[Document, Sequence[float] | None]]:
         """Yield every node with its vector. Raises `InputError` for a store that cannot list its nodes."""
+        return ((to_document(node), vector) for node, vector in self._nodes())
+
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        """Insert documents with their `[n, d]` vectors, in the place of nodes of their ids."""
+        nodes = [to_node(document) for document in documents]
+        for node, vector in zip(nodes, vectors.tolist(), strict=True):
+            node.embedding = vector
+        self._put(nodes)
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        """Give nodes that are as they were new `[n, d]` vectors; return how many are not."""
+        there = {node.node_id: node for node, _ in self._nodes()}
+        nodes: list[BaseNode] = []
+        for document, vector in zip(documents, vectors.tolist(), strict=True):
+            node = there.get(document.id)
+            if node is not None and to_document(node).text == document.text:
+                nodes.append(node.model_copy(update={"embedding": vector}))
+        for start in range(0, len(nodes), _PAGE):
+            self._put(nodes[start : start + _PAGE])
+        return len(documents) - len(nodes)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Delete the nodes of these ids, from the document store too."""
+        self._index.delete_nodes(list(ids), delete_from_docstore=True)
+
+    def _put(self, nodes: Sequence[BaseNode]) -> None:
+        self._index.delete_nodes([node.node_id for node in nodes])
+        self._index.insert_nodes(nodes)  # vectors that are there are kept
+
+    def _nodes(self) -> Iterator[tuple[BaseNode, Sequence[float] | None]]:
         store = self._index.vector_store
         if not store.stores_text:
             for node in self._index.docstore.get_nodes(list(self._index.index_struct.nodes_dict.values())):
                 vectors = store.data.embedding_dict if isinstance(store, SimpleVectorStore) else {}
-                yield to_document(node), vectors.get(node.node_id)
+                yield node, vectors.get(node.node_id)
             return
         # some list no more than a number of nodes unless told otherwise
         limited = "limit" in signature(store.get_nodes).parameters
@@ -219,22 +250,7 @@ class IndexOutside:
                 "that can, such as the default one, from the same nodes"
             ) from error
         for node in nodes:
-            yield to_document(node), node.embedding
-
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
-        """Insert documents with their `[n, d]` vectors; of a node that is there, nothing but the vector changes."""
-        nodes: list[BaseNode] = []
-        for document, vector in zip(documents, vectors.tolist(), strict=True):
-            held = self._index.docstore.get_document(document.id, raise_error=False)
-            node = to_node(document) if held is None else held.model_copy()
-            node.embedding = vector
-            nodes.append(node)
-        self._index.delete_nodes([node.node_id for node in nodes])
-        self._index.insert_nodes(nodes)  # vectors that are there are kept
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Delete the nodes of these ids, from the document store too."""
-        self._index.delete_nodes(list(ids), delete_from_docstore=True)
+            yield node, node.embedding
 
 
 def _own(document: Document, others: Sequence[str]) -> dict[str, Any]:

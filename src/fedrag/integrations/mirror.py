@@ -2,7 +2,8 @@
 
 `mirror` reads the index once. Searches and training run on what it read; whatever is added, removed or embedded anew
 goes to the index too, so that after `rag.retriever.refresh()`, which the trainer calls at its end, the index holds the
-tuned encoder's vectors, written once all of them are made. Interrupted, `refresh()` again goes on.
+tuned encoder's vectors, written once all of them are made. Interrupted, `refresh()` again goes on. What others have
+changed or deleted in the index meanwhile stays as they left it, and is told.
 
 What wrote the vectors in an index stands nowhere. So some of its documents are embedded again: where the vectors agree,
 the encoder is taken to be the one that wrote them; where they do not, the store is stale until `refresh()`.
@@ -10,6 +11,7 @@ the encoder is taken to be the one that wrote them; where they do not, the store
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -28,7 +30,7 @@ UNKNOWN = "unknown"
 SAMPLE = 16
 """Documents that are embedded again to see who wrote an index."""
 _AGREE = 2e-3  # difference as a share of the vector's length: an index may keep half precision
-_BATCH = 256
+_log = logging.getLogger(__name__)
 
 
 class Outside(Protocol):
@@ -38,12 +40,19 @@ class Outside(Protocol):
         """Yield every document with its vector; `None` where the library does not give it."""
         ...
 
-    def write(self, documents: Sequence[Document], vectors: Tensor) -> None:
-        """Insert documents with their `[n, d]` vectors; of one that is there, nothing but the vector changes."""
+    def insert(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        """Insert documents with their `[n, d]` vectors, in the place of those of their ids."""
+        ...
+
+    def update(self, documents: Sequence[Document], vectors: Tensor) -> int:
+        """Give documents new `[n, d]` vectors, and change nothing else of them; return how many were passed over.
+
+        That is those that are gone, or have another text by now, which the vectors are not of.
+        """
         ...
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Delete the documents of these ids, all of which are there."""
+        """Delete the documents of these ids, one at least, those that are there."""
         ...
 
 
@@ -60,18 +69,26 @@ class Mirror(MemoryStore):
     def add(self, documents: Sequence[Document], vectors: Tensor) -> None:
         """Insert or replace documents with their `[n, d]` vectors."""
         replaced = [document.id for document in documents if document.id in self]
+        before = self.get(replaced), self.vectors(replaced)
         super().add(documents, vectors)  # first, for it looks at what it is given
         try:
             if replaced:
                 self.outside.remove(replaced)
-            self.outside.write(documents, vectors)
+            self.outside.insert(documents, vectors)
         except BaseException:
-            super().remove([document.id for document in documents])
+            ids = [document.id for document in documents]
+            super().remove(ids)
+            if replaced:
+                super().add(*before)
+            self.outside.remove(ids)
+            if replaced:
+                self.outside.insert(*before)
             raise
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete these documents; return how many were there."""
-        self.outside.remove([id for id in dict.fromkeys(ids) if id in self])
+        if there := [id for id in dict.fromkeys(ids) if id in self]:
+            self.outside.remove(there)
         return super().remove(ids)
 
     def update_vectors(self, ids: Sequence[str], vectors: Tensor) -> None:
@@ -79,18 +96,24 @@ class Mirror(MemoryStore):
         before = self.vectors(ids)
         super().update_vectors(ids, vectors)
         try:
-            self.outside.write(self.get(ids), vectors)
+            self._update(self.get(ids), vectors)
         except BaseException:
             super().update_vectors(ids, before)
             raise
 
     def _swap(self, fingerprint: str, matrix: Matrix | None, place: dict[str, int]) -> None:
-        if matrix is not None and all(id in place for id in self._row):
-            ids = list(self._row)
-            for start in range(0, len(ids), _BATCH):
-                some = ids[start : start + _BATCH]
-                self.outside.write(self.get(some), matrix.take(torch.tensor([place[id] for id in some])))
+        documents = list(self.documents())
+        if matrix is not None and all(document.id in place for document in documents):
+            self._update(documents, matrix.take(torch.tensor([place[document.id] for document in documents])))
         super()._swap(fingerprint, matrix, place)
+
+    def _update(self, documents: Sequence[Document], vectors: Tensor) -> None:
+        if passed := self.outside.update(documents, vectors):
+            _log.warning(
+                "%d of %d documents have changed in the index or left it, and were passed over; take it again",
+                passed,
+                len(documents),
+            )
 
 
 def mirror(outside: Outside, encoder: Encoder) -> Mirror:
@@ -111,7 +134,9 @@ def mirror(outside: Outside, encoder: Encoder) -> Mirror:
         known = all(row is not None for row in rows)
         vectors = torch.tensor(rows if known else [[0.0]] * len(rows), dtype=torch.float32)
         MemoryStore.add(store, list(documents.values()), vectors)
-        sample = random.Random(0).sample(list(documents.values()), min(SAMPLE, len(documents)))
+        first, *others = documents.values()
+        # one that broke off while it was written has the old vectors at its one end and the new ones at the other
+        sample = [first, *random.Random(0).sample(others, min(SAMPLE, len(others))), *others[-1:]]
         there = store.vectors([document.id for document in sample])
         store.fingerprint = encoder.fingerprint if known and wrote(encoder, sample, there) else UNKNOWN
     return store

@@ -259,7 +259,7 @@ def from_qdrant(
         raise InputError(f"there is no collection {collection!r}; there are {there}: QdrantStore makes a new one")
     store = QdrantStore(client, collection, vector_name=vector_name, text_key=text_key, exact=exact)
     retriever = DenseRetriever(encoder, store)
-    if len(store) and store.fingerprint in ("", encoder.fingerprint):
+    if len(store) and store.fingerprint in ("", UNKNOWN, encoder.fingerprint):
         store.fingerprint = encoder.fingerprint if wrote(encoder, *store.sample(SAMPLE)) else UNKNOWN
     return RAGSystem(retriever=retriever, generator=generator, prompt=prompt, top_k=top_k)
 

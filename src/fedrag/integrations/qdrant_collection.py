@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fedrag.errors import InputError
-from fedrag.integrations.mirror import UNKNOWN
 from fedrag.integrations.qdrant_payloads import KEY, PointId
 from fedrag.optional import require
 
@@ -26,6 +25,8 @@ from qdrant_client import QdrantClient, models  # noqa: E402
 
 PAGE = 256  # points in a request
 _REQUESTS = 64  # queries in a request
+PARTIAL = "partial"
+"""The fingerprint of vectors that were being written over when it ended: some are new, some are not."""
 _UNIT = 1e-3  # what a vector's norm may differ from 1 in a collection that makes it 1
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ class Collection:
 
     def create(self, width: int) -> None:
         """Make the collection, with an alias of its name."""
-        first = f"{self.name}--1"
+        first = self._after(0)
         if self.exists(first):  # a process died before it got its alias
             self.client.delete_collection(first)
         dense = models.VectorParams(size=width, distance=models.Distance.DOT)
@@ -98,7 +99,7 @@ class Collection:
 
     def successor(self) -> str:
         """Return the name that the successor has, or will have."""
-        return f"{self.name}--{self._number() + 1}"
+        return self._after(self._number())
 
     def make_successor(self, width: int, fingerprint: str) -> None:
         """Make an empty collection with the settings of this one, in the place of one left by somebody."""
@@ -132,7 +133,7 @@ class Collection:
                 self.client.delete_collection(live)
             return
         which, _ = self.dense()
-        self.note(UNKNOWN)
+        self.note(PARTIAL)
         made = self.points(successor, payload=False, vectors=True)
         self.replace((point.id, vector_of(point, which) or []) for point in made)
         self.note(self.fingerprint(successor))
@@ -173,11 +174,11 @@ class Collection:
         self, queries: list[list[float]], which: str | None, limit: int, among: models.Filter | None
     ) -> Iterator[list[models.ScoredPoint]]:
         """Yield what Qdrant finds best for each query, with payloads and vectors."""
-        wanted = True if which is None else [which]
+        wanted = [which] if which else True
         for page in pages(queries, _REQUESTS):
             requests = [
                 models.QueryRequest(
-                    query=query, using=which, limit=limit, filter=among, params=self._how, with_payload=True,
+                    query=query, using=which or None, limit=limit, filter=among, params=self._how, with_payload=True,
                     with_vector=wanted,
                 )
                 for query in page
@@ -212,6 +213,15 @@ class Collection:
         for page in pages(ids, PAGE):
             self.client.delete(name or self.name, page)
 
+    def _after(self, number: int) -> str:
+        """Return the next name that is free, or that of a collection made here which no alias stands for."""
+        taken = {alias.collection_name for alias in self.client.get_aliases().aliases}
+        name = f"{self.name}--{number + 1}"
+        if not self.exists(name):
+            return name
+        ours = KEY in (self.client.get_collection(name).config.metadata or {})
+        return name if ours and name not in taken else self._after(number + 1)
+
     def _number(self, name: str | None = None) -> int:
         """Which of the successors this is; 0 for a collection that is none."""
         match = re.fullmatch(re.escape(self.name) + r"--(\d+)", name or self.live())
@@ -235,12 +245,13 @@ def pages(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def vector_of(point: models.Record | models.ScoredPoint, name: str | None) -> list[float] | None:
     """Return the vector of a point, if it has one."""
     found: Any = point.vector
-    return found if name is None else (found or {}).get(name)
+    return found if isinstance(found, list) else (found or {}).get(name or "")  # a lone vector comes without its name
 
 
 def named(row: list[float], name: str | None, others: Any = None) -> Any:
     """Return the vectors of a point as they are written."""
-    return row if name is None else {**(others or {}), name: row}
+    beside: dict[str, Any] = others if isinstance(others, dict) else {}
+    return {**beside, name or "": row} if name or beside else row
 
 
 def fitting(collection: str, vectors: Tensor, dense: models.VectorParams) -> None:

@@ -22,8 +22,9 @@ from haystack.dataclasses import (
 from haystack.utils import deserialize_callable, serialize_callable
 
 from fedrag.errors import InputError
+from fedrag.integrations.answering import Asked, asked, pieces
 from fedrag.rag import RAGSystem
-from fedrag.types import Streamer
+from fedrag.types import Generator
 from haystack_integrations.common.fedrag import Source
 
 __all__ = ["FedRAGChatGenerator"]
@@ -35,8 +36,8 @@ _SETTINGS = {"max_new_tokens", "stop"}
 class FedRAGChatGenerator:
     """Answer messages.
 
-    A lone user message is the prompt, with whatever frame the generator puts around one. Several messages become one
-    prompt, which names the roles.
+    A lone user message is the prompt, with whatever frame the generator puts around one. Several messages go into the
+    generator's chat template; without one they become a prompt that names the roles.
 
     Args:
         system: the folder of a saved system, or a live one.
@@ -113,15 +114,11 @@ class FedRAGChatGenerator:
         settings = {**self.generation_kwargs, **(generation_kwargs or {})}
         if unknown := settings.keys() - _SETTINGS:
             raise InputError(f"generation_kwargs takes {sorted(_SETTINGS)}, got also {sorted(unknown)}")
-        generator, prompt = self.source.rag.generator, _prompt(messages)
+        generator = self.source.rag.generator
         if generator is None:
             raise InputError("this system has no generator, so it cannot answer; give it one")
-        if send is None or not isinstance(generator, Streamer):
-            pieces = generator.generate([prompt], **settings)
-        else:
-            pieces = generator.stream(prompt, **settings)
         text = ""
-        for piece in pieces:
+        for piece in pieces(generator, _asked(generator, messages), **settings):
             if send is not None:
                 origin = ComponentInfo.from_component(self)
                 send(StreamingChunk(content=piece, component_info=origin, index=0, start=not text))
@@ -129,10 +126,13 @@ class FedRAGChatGenerator:
         return {"replies": [ChatMessage.from_assistant(text)]}
 
 
-def _prompt(messages: Sequence[ChatMessage]) -> str:
+def _asked(generator: Generator, messages: Sequence[ChatMessage]) -> Asked:
     if not messages:
         raise InputError("there is no message to answer; give at least one")
-    texts = [(message.role.value, message.text or "") for message in messages]
-    if len(texts) == 1:
-        return texts[0][1]
-    return "\n".join([*(f"{role}: {text}" for role, text in texts), "assistant:"])
+    read: list[dict[str, str]] = []
+    for message in messages:
+        if message.text is None or len(message.texts) != len(message):
+            raise InputError(f"the {message.role.value} message holds more than text, which this model cannot read")
+        read.append({"role": message.role.value, "content": message.text})
+    lines = [f"{message['role']}: {message['content']}" for message in read]
+    return asked(generator, read, lambda: "\n".join([*lines, "assistant:"]))
