@@ -70,7 +70,7 @@ def test_a_changed_fact_changes_the_answer(method, world, tmp_path):
 
     told = [ask(example) for example in world.test]
     right = [answer == example.answers[0] for answer, example in zip(told, world.test, strict=True)]
-    # entities and facts of no training example; EMDR2's reader trains on three passages in a prompt, and is asked with one
+    # of no training example; EMDR2 trains on three passages in a prompt, and is asked with one
     assert sum(right) / len(right) > (0.8 if method == "emdr2" else 0.9)
 
     changed: dict[str, str] = {}
