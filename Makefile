@@ -5,7 +5,7 @@ SHELL := bash
 
 PYTHON ?= python3
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 2
 BIN := .venv/bin
 # One thread a process: the processes share the cores, and sums come out the same on every machine.
 QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
@@ -23,10 +23,10 @@ quickstart: .venv/.installed  ## ask, fine-tune, and see before and after (ARGS=
 install: .venv/.installed-dev  ## make .venv with everything that tests and checks need
 
 test: .venv/.installed-dev  ## the whole test suite
-	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-fast: .venv/.installed-dev  ## the tests that take less than ten seconds each
-	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)
+	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 check: .venv/.installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check

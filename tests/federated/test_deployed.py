@@ -15,7 +15,11 @@ from fedrag.errors import InputError
 from fedrag.federated.client import Request
 from fedrag.federated.deployment import keys, pins, worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("deployment"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+]
 
 PYPROJECT = """
 [project]

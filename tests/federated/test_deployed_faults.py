@@ -29,7 +29,11 @@ from fedrag.federated.client import Request
 from fedrag.federated.deployment import processes, worker
 from fedrag.federated.deployment.project import init, load_task
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("deployment"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+]
 
 ROUNDS = 3
 SECRET = "patient Fischer, ward 7"
@@ -213,7 +217,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_sites_that_fail_lie_and_lag_are_left_out_and_the_run_goes_on(scene: Scene) -> None:
-    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=60)
+    scene.set({"b": {0: "raise", 1: "wait"}, "c": {0: "nan", 1: "names"}}, round_timeout=90)
     with scene.deployment.operator() as link:
         id = link.submit(scene.deployment.app).id
         scene.await_rounds(2)
