@@ -17,7 +17,7 @@ from fedrag.federated.deployment import keys, pins, worker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),
+    pytest.mark.deployment,
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 

@@ -31,7 +31,7 @@ from fedrag.federated.deployment.project import init, load_task
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),
+    pytest.mark.deployment,
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 
