@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("stores.contract")  # no test module, and its assertions are to explain themselves
+
 settings.register_profile(
     "fedrag",
     deadline=None,  # a loaded machine is not a defect

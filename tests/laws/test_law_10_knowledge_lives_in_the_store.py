@@ -48,7 +48,7 @@ METHODS = {
     "ralt": ralt,
     "rag-sequence": lambda rag: findable(RAGSequence)(rag, k=3),
     "rag-token": lambda rag: findable(RAGToken)(rag, k=3),
-    "emdr2": lambda rag: findable(EMDR2)(rag, k=3),
+    "emdr2": lambda rag: findable(EMDR2)(rag, k=1),  # its reader has all k in one prompt, and is asked with one here
     "joint": lambda rag: Joint(LSR(rag, k=3), ralt(rag)),
 }
 
@@ -70,8 +70,7 @@ def test_a_changed_fact_changes_the_answer(method, world, tmp_path):
 
     told = [ask(example) for example in world.test]
     right = [answer == example.answers[0] for answer, example in zip(told, world.test, strict=True)]
-    # of no training example; EMDR2 trains on three passages in a prompt, and is asked with one
-    assert sum(right) / len(right) > (0.8 if method == "emdr2" else 0.9)
+    assert sum(right) / len(right) > 0.9  # entities and facts of no training example
 
     changed: dict[str, str] = {}
     for place, (document, example) in enumerate(zip(documents[-len(world.test) :], world.test, strict=True)):
@@ -80,7 +79,6 @@ def test_a_changed_fact_changes_the_answer(method, world, tmp_path):
         text = document.text.replace(example.answers[0], new)
         rag.add([Document(text, id=document.id, metadata=document.metadata)], progress=False)
         changed[example.question] = new
-    known = [example for example, knew in zip(world.test, right, strict=True) if knew]
-    followed = [ask(example) == changed[example.question] for example in known]
+    followed = [ask(example) == changed[example.question] for example in world.test]
     assert sum(followed) / len(followed) > 0.9
-    assert all(ask(example) != example.answers[0] for example in known)
+    assert all(ask(example) != example.answers[0] for example in world.test)

@@ -11,13 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.register_assert_rewrite("stores.contract")
-
-from fedrag.errors import InputError, StoreError  # noqa: E402
-from fedrag.stores.matrix import DType  # noqa: E402
-from fedrag.stores.memory import MemoryStore  # noqa: E402
-from fedrag.types import Document  # noqa: E402
-from stores.contract import StoreContract, brute_force, ids_and_scores, some  # noqa: E402
+from fedrag.errors import InputError, StoreError
+from fedrag.stores.matrix import DType
+from fedrag.stores.memory import MemoryStore
+from fedrag.types import Document
+from stores.contract import StoreContract, brute_force, ids_and_scores, some
 
 
 class TestMemoryStore(StoreContract):

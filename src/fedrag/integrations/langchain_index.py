@@ -105,11 +105,10 @@ class IdsIndex:
         passed = len(documents)
         for start in range(0, len(documents), _PAGE):
             texts = {document.id: document.text for document in documents[start : start + _PAGE]}
-            found = [
-                page for page in self.index.get_by_ids(list(texts)) if page.page_content == texts.get(page.id or "")
-            ]
+            there = self.index.get_by_ids(list(texts))
+            found = [one for one in there if one.page_content == texts.get(one.id or "")]
             if found:
-                self.index.add_documents(found, ids=[page.id for page in found])
+                self.index.add_documents(found, ids=[one.id for one in found])
             passed -= len(found)
         return passed
 

@@ -2,7 +2,8 @@
 
 The vocabulary of the encoder is made from the standard library's documentation, which stands for text that everybody
 has. Each of the other packages is a site: its passages and its training questions are in its own store and never leave.
-All regimes start from the same untrained encoder and take the same number of optimiser steps:
+All regimes start from the same untrained encoder and take the same number of optimiser steps, the federated one at each
+site:
 
 - *numpy alone* and so on: trained at one site, on its own questions;
 - *federated*: at all sites, whose weights are averaged after every round;
