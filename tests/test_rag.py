@@ -263,23 +263,62 @@ def test_parts_are_disjoint_and_hold_every_weight(rag):
     assert set(seen) == {id(p) for whole in (rag.dense.encoder, rag.generator) for p in whole.parameters()}
 
 
-def test_only_parts_that_we_know_are_saved(rag, tmp_path):
-    for generator in (Remote(), None):
-        foreign = RAGSystem(retriever=rag.retriever, generator=generator)
-        with pytest.raises(InputError, match=type(generator).__name__):
-            foreign.save(tmp_path / "rag")
+def test_an_encoder_that_we_do_not_know_is_not_saved(rag, tmp_path):
     foreign = RAGSystem(retriever=DenseRetriever(Foreign(), MemoryStore()), generator=rag.generator)
-    with pytest.raises(InputError, match="the system has a Foreign, a MemoryStore and a CausalLM"):
+    with pytest.raises(InputError, match="SentenceEncoder, the system has a Foreign"):
         foreign.save(tmp_path / "rag")
     assert not (tmp_path / "rag").exists()
 
 
-def test_another_store_can_take_the_place_of_the_saved_one(rag, tmp_path):
+def test_a_system_that_only_retrieves_is_saved_whole(rag, tmp_path):
+    RAGSystem(retriever=rag.retriever, top_k=3).save(tmp_path / "rag")
+    again = RAGSystem.load(tmp_path / "rag")
+    assert again.generator is None
+    assert again.retrieve(QUESTION) == rag.retrieve(QUESTION, k=3)
+
+
+def test_parts_that_are_elsewhere_stay_there_and_are_asked_for(rag, tmp_path):
+    class Database:  # a store of another kind
+        def __init__(self, store: MemoryStore) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._store, name)
+
+        def __len__(self) -> int:
+            return len(self._store)
+
+        def __contains__(self, id: object) -> bool:
+            return id in self._store
+
+    store, generator = Database(rag.dense.store), Remote()
+    there = RAGSystem(retriever=DenseRetriever(rag.dense.encoder, store), generator=generator, top_k=3)
+    there.save(tmp_path / "rag")
+    (version,) = (entry for entry in (tmp_path / "rag").iterdir() if entry.is_dir())
+    assert {entry.name for entry in version.iterdir()} == {"encoder", "fedrag.json", "README.md"}
+    card = (version / "README.md").read_text()
+    assert "store=store, generator=generator)" in card
+    assert "not in this folder: it was a `Database`" in card
+    for given, wanted in (
+        ({}, "no store and no generator.*store=<the Database>, generator=<the Remote>"),
+        ({"store": store}, "pass generator=<the Remote>"),
+        ({"generator": generator}, "pass store=<the Database>"),
+    ):
+        with pytest.raises(InputError, match=wanted):
+            RAGSystem.load(tmp_path / "rag", **given)
+    again = RAGSystem.load(tmp_path / "rag", store=store, generator=generator)
+    assert again.dense.store is store
+    assert again.query(QUESTION) == there.query(QUESTION)
+
+
+def test_other_parts_can_take_the_place_of_the_saved_ones(rag, tmp_path):
     rag.save(tmp_path / "rag")
     other = tiny_system(kind="bert").dense.store
     other.remove(["d3"])
-    again = RAGSystem.load(tmp_path / "rag", store=other)
+    generator = Remote()
+    again = RAGSystem.load(tmp_path / "rag", store=other, generator=generator)
     assert again.dense.store is other
+    assert again.generator is generator
     assert "d3" not in ids(again.retrieve(QUESTION, k=24))
 
 
@@ -297,6 +336,7 @@ def test_a_system_saved_before_there_were_readers_loads(rag, tmp_path):
     old = {name: value for name, value in json.loads(settings.read_text()).items() if name in OLD_SETTINGS}
     settings.write_text(json.dumps({**old, "format": 1}))
     again = RAGSystem.load(tmp_path)
+    assert again.query(QUESTION) == rag.query(QUESTION)
     assert (again.top_k, again.prompt) == (rag.top_k, rag.prompt)
     assert (again.reader, again.temperature) == ("stuff", 0.05)
 

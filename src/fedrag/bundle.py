@@ -1,26 +1,35 @@
-"""What the folder of a saved system holds beside its parts: `fedrag.json`, the settings, and a card for people.
+"""The folder of a saved system: its parts, `fedrag.json`, which holds the settings, and a card for people.
 
-Formats: 1 knew no reader and no temperature, and is read as what it meant: all documents in one prompt.
+    encoder/        a sentence-transformers model
+    generator/      a transformers model or a peft adapter
+    store/          documents and vectors
+    fedrag.json     how they work together, and what the system had that is not in the folder
+    README.md       the card
 
->>> import tempfile
->>> folder = Path(tempfile.mkdtemp())
->>> write(folder, Settings(3, Prompt(), "ensemble", 0.05), documents=12, encoder="0123abcd")
->>> read(folder).temperature
-0.05
+A database and a model behind an address stay where they are: the folder names them, and `load` wants them passed.
+
+Formats: 1 knew no reader and no temperature, and is read as what it meant: all documents in one prompt. Up to 2 every
+part was in the folder.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from fedrag.errors import StoreError
+from fedrag import durable
+from fedrag.encoders.sentence import SentenceEncoder
+from fedrag.errors import InputError, StoreError
+from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt
+from fedrag.stores.memory import MemoryStore
+from fedrag.types import Encoder, Generator, KnowledgeStore
 
 _FILE = "fedrag.json"
-_FORMAT = 2
+_FORMAT = 3
 _READ = {"stuff": "in each prompt", "ensemble": "each in a prompt of its own"}
 
 
@@ -34,31 +43,89 @@ class Settings:
     temperature: float | None
 
 
-def write(folder: Path, settings: Settings, *, documents: int, encoder: str) -> None:
-    """Put settings and card into `folder`; the card names the number of documents and their encoder's fingerprint."""
-    text = json.dumps({"format": _FORMAT, **asdict(settings)}, indent=2)
-    (folder / _FILE).write_text(text, encoding="utf-8")
-    card = (
-        "---\nlibrary_name: fedrag\ntags:\n- rag\n---\n\n# A RAG system\n\n"
-        f"{documents} documents, the best {settings.top_k} of them {_READ[settings.reader]}. Document encoder "
-        f"`{encoder}`.\n\n"
-        '```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above")\n```\n\n'
-        "`encoder/` is a sentence-transformers model, `generator/` a transformers model or a peft adapter.\n"
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a system is made of."""
+
+    encoder: Encoder
+    store: KnowledgeStore
+    generator: Generator | None
 
 
-def read(folder: Path) -> Settings:
-    """Return what `write` wrote. Raises `StoreError` where there is nothing, or what a newer fedrag wrote."""
+def save(path: Path, settings: Settings, parts: Parts) -> None:
+    """Write a system into a folder, in one atomic step. Raises `InputError` for an encoder that it cannot write."""
+    encoder, store, generator = parts.encoder, parts.store, parts.generator
+    if not isinstance(encoder, SentenceEncoder):
+        raise InputError(
+            f"save() writes a SentenceEncoder, the system has a {type(encoder).__name__}: save it with its own library"
+        )
+    elsewhere: dict[str, str] = {}
+    if not isinstance(store, MemoryStore):
+        elsewhere["store"] = type(store).__name__
+    if generator is not None and not isinstance(generator, CausalLM):
+        elsewhere["generator"] = type(generator).__name__
+
+    def write(folder: Path) -> None:
+        encoder.save(folder / "encoder")
+        if isinstance(generator, CausalLM):
+            generator.save(folder / "generator")
+        if isinstance(store, MemoryStore):
+            store.save(folder / "store")
+        saved = {"format": _FORMAT, **asdict(settings), "elsewhere": elsewhere}
+        (folder / _FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
+        (folder / "README.md").write_text(_card(settings, parts, elsewhere), encoding="utf-8")
+
+    durable.publish(path, write)
+
+
+def load(
+    path: Path, *, store: KnowledgeStore | None = None, generator: Generator | None = None, device: str | None = None
+) -> tuple[Settings, Parts]:
+    """Read what `save` wrote; what is passed takes the place of what was saved.
+
+    Raises `StoreError` where there is nothing, or what a newer fedrag wrote, and `InputError` where a part that is not
+    in the folder is not passed.
+    """
+    folder = durable.current(path)
+    settings, elsewhere = _read(folder)
+    given: dict[str, object] = {"store": store, "generator": generator}
+    if missing := {part: kind for part, kind in elsewhere.items() if given.get(part) is None}:
+        raise InputError(
+            f"{path} holds no {' and no '.join(missing)}, for the system's was elsewhere: pass "
+            + ", ".join(f"{part}=<the {kind}>" for part, kind in missing.items())
+        )
+    if generator is None and (folder / "generator").exists():
+        generator = CausalLM.load(folder / "generator", device=device)
+    encoder = SentenceEncoder.load(folder / "encoder", device=device)
+    return settings, Parts(encoder, MemoryStore.open(folder / "store") if store is None else store, generator)
+
+
+def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
     file = folder / _FILE
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = int(saved["format"])
         if version == 1:
             saved |= {"reader": "stuff", "temperature": None}
+        if version <= 2:
+            saved |= {"elsewhere": {}}
         if version <= _FORMAT:
             temperature = saved["temperature"] if saved["temperature"] is None else float(saved["temperature"])
-            return Settings(int(saved["top_k"]), Prompt(**saved["prompt"]), saved["reader"], temperature)
+            settings = Settings(int(saved["top_k"]), Prompt(**saved["prompt"]), saved["reader"], temperature)
+            return settings, dict(saved["elsewhere"])
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
     raise StoreError(f"{file} has format {version}, this fedrag reads {_FORMAT}: upgrade fedrag")
+
+
+def _card(settings: Settings, parts: Parts, elsewhere: Mapping[str, str]) -> str:
+    passed = "".join(f", {part}={part}" for part in elsewhere)
+    told = [
+        f"{len(parts.store)} documents, the best {settings.top_k} of them {_READ[settings.reader]}. Document encoder "
+        f"`{parts.encoder.fingerprint}`.",
+        f'```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above"{passed})\n```',
+        "`encoder/` is a sentence-transformers model"
+        + (", `generator/` a transformers model or a peft adapter." if isinstance(parts.generator, CausalLM) else "."),
+        *(f"The {part} is not in this folder: it was a `{kind}`." for part, kind in elsewhere.items()),
+    ]
+    return "---\nlibrary_name: fedrag\ntags:\n- rag\n---\n\n# A RAG system\n\n" + "\n\n".join(told) + "\n"

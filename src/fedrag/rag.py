@@ -18,19 +18,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedrag import bundle, durable
+from fedrag import bundle
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt, Tokens
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.stores.memory import MemoryStore
 from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, MixtureGenerator, Retriever, Streamer, Where
 
 
@@ -182,45 +181,36 @@ class RAGSystem:
         return {f"{place}/{name}": p for place, part in self.parts().items() for name, p in part.named_parameters()}
 
     def save(self, path: str | Path) -> None:
-        """Write the whole system into a folder, in one atomic step.
+        """Write the system into a folder, in one atomic step.
 
-        `encoder/` loads with sentence-transformers, `generator/` with transformers and peft, without fedrag.
+        `encoder/` loads with sentence-transformers, `generator/` with transformers and peft, without fedrag. A store
+        that is a database, and a generator that is not a `CausalLM`, stay where they are: `load` wants them passed.
 
         Raises:
-            InputError: if a part is not one that fedrag can write (a `SentenceEncoder`, a `CausalLM`, a `MemoryStore`).
+            InputError: if the encoder is not a `SentenceEncoder`.
         """
-        encoder = cast(Any, self.dense.encoder)  # whatever fulfils the protocol may be there
-        store, generator = self.dense.store, cast(Any, self.generator)
-        known = isinstance(encoder, SentenceEncoder) and isinstance(generator, CausalLM)
-        if not known or not isinstance(store, MemoryStore):
-            raise InputError(
-                "save() writes a SentenceEncoder, a MemoryStore and a CausalLM, the system has a "
-                f"{type(encoder).__name__}, a {type(store).__name__} and a {type(generator).__name__}; save those with "
-                "their own libraries"
-            )
         settings = bundle.Settings(self.top_k, self.prompt, self.reader, self.temperature)
-
-        def write(folder: Path) -> None:
-            encoder.save(folder / "encoder")
-            generator.save(folder / "generator")
-            store.save(folder / "store")
-            bundle.write(folder, settings, documents=len(store), encoder=encoder.fingerprint)
-
-        durable.publish(Path(path), write)
+        bundle.save(Path(path), settings, bundle.Parts(self.dense.encoder, self.dense.store, self.generator))
 
     @classmethod
-    def load(cls, path: str | Path, *, store: KnowledgeStore | None = None, device: str | None = None) -> RAGSystem:
-        """Read what `save` wrote; `store` takes the place of the saved knowledge store.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        store: KnowledgeStore | None = None,
+        generator: Generator | None = None,
+        device: str | None = None,
+    ) -> RAGSystem:
+        """Read what `save` wrote; `store` and `generator` take the place of the saved ones.
 
         Raises:
             StoreError: if there is no saved system, or a newer fedrag wrote it.
+            InputError: if a part that stayed elsewhere is not passed.
         """
-        folder = durable.current(Path(path))
-        settings = bundle.read(folder)
-        encoder = SentenceEncoder.load(folder / "encoder", device=device)
+        settings, parts = bundle.load(Path(path), store=store, generator=generator, device=device)
         return cls(
-            retriever=DenseRetriever(encoder, MemoryStore.open(folder / "store") if store is None else store),
-            generator=CausalLM.load(folder / "generator", device=device),
+            retriever=DenseRetriever(parts.encoder, parts.store),
+            generator=parts.generator,
             top_k=settings.top_k,
             prompt=settings.prompt,
             reader=settings.reader,
