@@ -134,15 +134,30 @@ class RAGSystem:
         """`query`, off the event loop."""
         return await asyncio.to_thread(self.query, question, k=k, where=where)
 
-    def stream(self, question: str, *, k: int | None = None, where: Where | None = None) -> Stream:
-        """Answer a question piece by piece: `for piece in (answer := rag.stream(q)): ...`; sources in `answer.hits`."""
+    def stream(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> Stream:
+        """Answer a question piece by piece: `for piece in (answer := rag.stream(q)): ...`; sources in `answer.hits`.
+
+        `max_new_tokens` and `stop` take the place of the generator's own settings; a longer answer shortens documents.
+        """
         if not isinstance(self.generator, Streamer):
             raise InputError(f"{type(self.generator).__name__} cannot stream: it has no stream(prompt); use query()")
         hits = self.retrieve(question, k=k, where=where)
-        reading = self._reading(question, hits)
+        reading = self._reading(question, hits, max_new_tokens or 0)
         if self.reader == "ensemble":
-            return Stream(tuple(hits), self._mixer.stream_mixture(reading.prompts, reading.weights))
-        return Stream(tuple(hits), self.generator.stream(reading.prompts[0]))
+            pieces = self._mixer.stream_mixture(
+                reading.prompts, reading.weights, max_new_tokens=max_new_tokens, stop=stop
+            )
+        else:
+            pieces = self.generator.stream(reading.prompts[0], max_new_tokens=max_new_tokens, stop=stop)
+        return Stream(tuple(hits), pieces)
 
     def prompt_for(self, question: str, documents: Sequence[Document], *, answer_tokens: int = 0) -> str:
         """The prompt for a question over documents, which are shortened so that the answer fits after it.
@@ -226,10 +241,11 @@ class RAGSystem:
             )
         return self.generator
 
-    def _reading(self, question: str, hits: Sequence[Hit]) -> _Reading:
+    def _reading(self, question: str, hits: Sequence[Hit], answer_tokens: int = 0) -> _Reading:
         documents = [hit.document for hit in hits]
         alone = self.reader == "ensemble" and hits
-        parts = [self._fitting(question, part, 0) for part in ([[d] for d in documents] if alone else [documents])]
+        groups = [[document] for document in documents] if alone else [documents]
+        parts = [self._fitting(question, group, answer_tokens) for group in groups]
         weights = _weights(hits, self.temperature) if alone else [1.0]
         read = tuple(document.text for part in parts for document in part)
         return _Reading([self.prompt.render(question, part) for part in parts], weights, read)
