@@ -176,6 +176,28 @@ def test_any_vector_store_is_taken_by_its_ids() -> None:
     assert index.get_by_ids(["d3"])[0].metadata == DOCUMENTS[3].metadata
 
 
+@pytest.mark.parametrize("kind", [InMemoryVectorStore, Plain])
+def test_what_others_changed_or_deleted_meanwhile_stays_so(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    index = filled(kind(Sentences()))
+    rag = from_langchain(index, ids=[d.id for d in DOCUMENTS])
+    rows = index.store if kind is InMemoryVectorStore else index.inner.store
+    old = {id: row["vector"] for id, row in rows.items()}
+    index.add_documents([Page(page_content="edited", id="d4", metadata={"by": "them"})])
+    index.add_documents([Page(page_content=DOCUMENTS[7].text, id="d7", metadata={"new": 1})])
+    index.delete(["d5"])
+    edited = dict(rows["d4"])
+    with torch.no_grad():
+        next(rag.dense.encoder.parameters()).add_(1.0)
+    rag.dense.refresh(progress=False)
+    assert rows["d4"] == edited
+    assert set(rows) == {d.id for d in DOCUMENTS} - {"d5"}
+    assert (rows["d7"]["text"], rows["d7"]["metadata"]) == (DOCUMENTS[7].text, {"new": 1})
+    assert f"2 of {len(DOCUMENTS)} documents have changed in the index or left it" in caplog.text
+    for id in ("d6", "d7"):
+        assert rows[id]["vector"] == pytest.approx(rag.dense.store.vectors([id])[0].tolist(), abs=1e-6)
+        assert rows[id]["vector"] != pytest.approx(old[id], abs=1e-3)
+
+
 def test_a_vector_store_that_embeds_with_another_model_is_not_written() -> None:
     index = filled(Plain(Sentences(seed=1)))
     encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from llama_index.core import Document as Source
 from llama_index.core import PromptTemplate, VectorStoreIndex
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
@@ -34,6 +33,7 @@ from llama_index.core.vector_stores import (
 )
 from sentence_transformers import SentenceTransformer
 
+from embeddings import OwnEmbedding
 from fedrag import CausalLM, Document, MemoryStore, RAGSystem, SentenceEncoder
 from fedrag.errors import BudgetError, InputError, StaleIndexError
 from fedrag.integrations.llamaindex import from_llamaindex, to_llamaindex
@@ -45,25 +45,6 @@ from systems import DOCUMENTS, tiny_system
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 QUESTION = "Which key has clerk 7 ?"
-
-
-class OwnEmbedding(BaseEmbedding):
-    """A sentence-transformers model under LlamaIndex's interface, as its package for Hugging Face writes it."""
-
-    _model: Any = PrivateAttr()
-
-    def __init__(self, model: SentenceTransformer) -> None:
-        super().__init__(model_name="own")
-        self._model = model
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._model.encode(query).tolist()
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._model.encode(text, prompt=self._model.prompts.get("text")).tolist()
 
 
 def nodes() -> list[TextNode]:
@@ -193,6 +174,30 @@ def test_a_store_that_lists_its_nodes_is_taken_too() -> None:
         *(to_document(node) for node in nodes() if node.node_id != "n3"),
         to_document(to_node(Document("Bruno has room 12 .", "new"))),
     ]
+
+
+@pytest.mark.parametrize("kind", [None, Shelf])
+def test_what_others_changed_or_deleted_meanwhile_stays_so(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    index = theirs() if kind is None else VectorStoreIndex.from_vector_store(kind(), embed_model=OwnEmbedding(model()))
+    if kind is not None:
+        index.insert_nodes(nodes())
+    rag = from_llamaindex(index, encoder=SentenceEncoder(model(seed=1)))
+    old = list(index.vector_store.get("n6"))
+    index.delete_nodes(["n4", "n5", "n7"], delete_from_docstore=True)
+    edited = TextNode(id_="n4", text="Clerk 4 has left .", embedding=[0.5] * len(old))
+    moved = nodes()[7].model_copy(update={"metadata": {**nodes()[7].metadata, "clerk": 70}, "embedding": old})
+    index.insert_nodes([edited, moved])
+    rag.dense.refresh(progress=False)
+    assert "2 of 12 documents have changed in the index or left it" in caplog.text
+    kept = index.docstore.docs.values() if kind is None else index.vector_store.get_nodes(limit=99)
+    there = {node.node_id: node for node in kept}
+    assert set(there) == {f"n{n}" for n in range(12)} - {"n5"}
+    assert there["n4"].get_content() == "Clerk 4 has left ."
+    assert index.vector_store.get("n4") == [0.5] * len(old)
+    assert there["n7"].metadata == moved.metadata
+    for id in ("n6", "n7"):
+        assert index.vector_store.get(id) == pytest.approx(rag.dense.store.vectors([id])[0].tolist(), abs=1e-6)
+        assert index.vector_store.get(id) != pytest.approx(old, abs=1e-3)
 
 
 def test_an_index_is_taken_again_and_a_view_of_a_system_is_not() -> None:

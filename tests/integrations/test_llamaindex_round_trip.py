@@ -7,38 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import TextNode
-from sentence_transformers import SentenceTransformer
 
+from embeddings import OwnEmbedding
 from fedrag import Contrastive, Example, RAGTrainer
 from fedrag.evaluation.statistics import sign_flip
 from fedrag.integrations.llamaindex import from_llamaindex
 from fedrag.quickstart.world import make_world, world_retriever
 from systems import arguments
-
-
-class OwnEmbedding(BaseEmbedding):
-    """A sentence-transformers model under LlamaIndex's interface, as its own package for them writes it."""
-
-    _model: Any = PrivateAttr()
-
-    def __init__(self, model: SentenceTransformer) -> None:
-        super().__init__(model_name="own")
-        self._model = model
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._model.encode(query).tolist()
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._model.encode(text).tolist()
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self._model.encode(texts).tolist()
 
 
 def hits(index: Any, questions: tuple[Example, ...], k: int = 5) -> np.ndarray:

@@ -131,8 +131,8 @@ def _asked(generator: Generator, messages: Sequence[ChatMessage]) -> Asked:
         raise InputError("there is no message to answer; give at least one")
     read: list[dict[str, str]] = []
     for message in messages:
-        if message.text is None or len(message.texts) != len(message):
+        if not message.texts or len(message.texts) != len(message):
             raise InputError(f"the {message.role.value} message holds more than text, which this model cannot read")
-        read.append({"role": message.role.value, "content": message.text})
+        read.append({"role": message.role.value, "content": "\n".join(message.texts)})
     lines = [f"{message['role']}: {message['content']}" for message in read]
     return asked(generator, read, lambda: "\n".join([*lines, "assistant:"]))
