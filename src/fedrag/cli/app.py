@@ -12,6 +12,7 @@ import typer
 
 from fedrag import durable
 from fedrag.cli import federate
+from fedrag.cli.serve import serve
 from fedrag.errors import ConfigError, FedRAGError, InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(federate.app, name="federate")
+app.command()(serve)
 
 System = Annotated[Path, typer.Argument(help="Folder of a saved system.", show_default=False)]
 _SAVE_EVERY = 60.0  # seconds of indexing between two saves

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedrag.errors import ConfigError, FedRAGError, InputError
 from fedrag.generators.causal import CausalLM
-from fedrag.generators.tokens import Message
+from fedrag.generators.tokens import Message, check_room
 from fedrag.integrations.answering import asked, chats, pieces
 from fedrag.prompts import Tokens
 from fedrag.rag import RAGSystem
@@ -175,8 +175,11 @@ class Served:
         hits = rag.retrieve(question, k=k, where=where)
         before = messages[:-1]
         try:
-            room = (limit or 0) + (self._length(before) if before else 0)
-            prompt = rag.prompt_for(question, [hit.document for hit in hits], answer_tokens=room)
+            earlier = self._length(before) if before else 0
+            if isinstance(generator, Tokens):
+                cure = "leave out the oldest"
+                check_room(earlier, limit or 0, generator.max_length, what="earlier messages have", cure=cure)
+            prompt = rag.prompt_for(question, [hit.document for hit in hits], answer_tokens=earlier + (limit or 0))
             whole = [*before, {"role": "user", "content": prompt}]
             source = pieces(generator, asked(generator, whole, lambda: _written(whole)), max_new_tokens=most, stop=stop)
         except TemplateError as error:

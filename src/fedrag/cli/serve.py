@@ -1,0 +1,127 @@
+"""`fedrag serve`: a saved system behind an address, for every program that speaks OpenAI's API or MCP."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import shlex
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrag.errors import ConfigError
+from fedrag.optional import require
+
+_SHORTEST = 16  # characters of a token
+
+
+class Mcp(StrEnum):
+    """How the system's MCP server is reached."""
+
+    http = "http"
+    stdio = "stdio"
+    off = "off"
+
+
+def serve(
+    system: Annotated[Path, typer.Argument(help="Folder of a saved system.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one, which is printed.", min=0, max=65535)] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="Made if absent; default: SYSTEM.token.")] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Let every program of this machine in.")] = False,
+    name: Annotated[str | None, typer.Option(help="What clients call it; the folder's name by default.")] = None,
+    slots: Annotated[int, typer.Option(help="Answers written at the same time.", min=1)] = 2,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait beside those.", min=0)] = 64,
+    grace: Annotated[float, typer.Option(help="Seconds for open answers at the end.", min=1)] = 30,
+    mcp: Annotated[Mcp, typer.Option(help="MCP: at /mcp, on stdin and stdout alone, or not.")] = Mcp.http,
+) -> None:
+    """Serve a system over OpenAI's HTTP API and MCP, until Ctrl-C."""
+    require("starlette", extra="serve")
+    require("uvicorn", extra="serve")
+    from fedrag.rag import RAGSystem
+    from fedrag.serving.served import Served
+
+    local = _is_local(host)
+    if no_token and not local:
+        raise ConfigError(f"--no-token with --host {host}: others could ask without a token; leave one of them out")
+    called = system.resolve().name if name is None else name
+    if mcp is Mcp.stdio:
+        from fedrag.serving.mcp import run_stdio
+
+        return run_stdio(Served(RAGSystem.load(system), name=called, slots=slots, waiting=waiting))
+    from fedrag.serving.http import application, listen
+
+    path = Path(f"{system}.token") if token_file is None else token_file
+    token = None if no_token else _token(path)
+    listener = _listener(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    if not local:
+        typer.echo(
+            f"fedrag: {host} can be reached from elsewhere, and there is no TLS here: token and questions go in clear. "
+            "Put a proxy with TLS in front",
+            err=True,
+        )
+    served = Served(RAGSystem.load(system), name=called, slots=slots, waiting=waiting)
+    hosts = {"localhost", "127.0.0.1", "::1", host.lower()} if local else set[str]()
+    app = application(served, token=token, hosts=hosts, mcp=mcp is Mcp.http)
+    typer.echo(_introduction(address, called, None if token is None else path))
+    listen(app, listener, grace=grace)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _token(path: Path) -> str:
+    """Read the token in a file, or write a fresh one, for its owner alone."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        token = path.read_text(encoding="utf-8", errors="replace").strip()
+        if len(token) < _SHORTEST or not token.isascii() or any(letter.isspace() for letter in token):
+            raise ConfigError(
+                f"{path} holds no token: it takes {_SHORTEST} ASCII characters or more, without white space; remove it "
+                "to get a fresh one"
+            ) from None
+        return token
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): name another --token-file") from None
+    with os.fdopen(descriptor, "w") as file:
+        token = secrets.token_urlsafe(32)
+        file.write(token + "\n")
+    return token
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): name another --host or --port; 0 is a free port"
+        ) from None
+
+
+def _introduction(address: str, name: str, path: Path | None) -> str:
+    """What a person needs to ask."""
+    secret = "" if path is None else f"$(cat {shlex.quote(str(path))})"
+    read = '"none"' if path is None else f"open({str(path)!r}).read().strip()"
+    return f"""\
+{address}  serves {name}; Ctrl-C ends it
+{"no token: every program of this machine may ask" if path is None else f"token in {path}"}
+
+curl {address}/v1/chat/completions -H "Authorization: Bearer {secret}" -H "Content-Type: application/json" \\
+  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+
+client = openai.OpenAI(base_url="{address}/v1", api_key={read})
+client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "..."}}])
+"""
