@@ -61,19 +61,16 @@ class Connection:
         places = asyncio.Semaphore(_AT_ONCE)
         failed: list[Exception] = []
 
-        async def ask(query: str) -> list[Document]:
+        async def outcome(query: str) -> list[Document] | Exception:
             async with places:
                 if failed:
-                    raise failed[0]
-                return await self._ask(query, count)
-
-        async def outcome(query: str) -> list[Document] | Exception:
-            (found,) = await asyncio.gather(ask(query), return_exceptions=True)
-            if isinstance(found, FedRAGError) or not isinstance(found, (list, Exception)):
-                raise found
-            if isinstance(found, Exception) and not isinstance(found, Refused):
-                failed.append(found)
-            return found
+                    return failed[0]
+                (found,) = await asyncio.gather(self._ask(query, count), return_exceptions=True)
+                if isinstance(found, FedRAGError) or not isinstance(found, (list, Exception)):
+                    raise found
+                if isinstance(found, Exception) and not isinstance(found, Refused):
+                    failed.append(found)
+                return found
 
         return await asyncio.gather(*map(outcome, queries))
 
@@ -91,32 +88,28 @@ class Connection:
                 task.cancel()
 
     async def _ask(self, query: str, count: int) -> list[Document]:
-        held = self._hold()
-        try:
-            return await self._found(held, query, count)
-        except MCPError as error:
-            if error.code not in _GONE:
-                raise Refused from error
-            self._drop(held)
-            if not held.answered:
+        while True:
+            held = self._hold()
+            client, tools = await asyncio.shield(held.opened)
+            call = search(self.source, tools)
+            try:
+                async with asyncio.timeout(self.source.timeout):
+                    result = await client.call_tool(call.tool, call.arguments(query, count))
+                    held.answered, held.silent = True, 0
+                    if result.is_error:
+                        raise Refused
+                    return await self._read(client, result)
+            except TimeoutError:
+                held.silent += 1
+                if held.silent > 1:  # one may be slow; two in a row, and none between
+                    self._drop(held)
                 raise
-        return await self._found(self._hold(), query, count)
-
-    async def _found(self, held: _Held, query: str, count: int) -> list[Document]:
-        client, tools = await asyncio.shield(held.opened)
-        call = search(self.source, tools)
-        try:
-            async with asyncio.timeout(self.source.timeout):
-                result = await client.call_tool(call.tool, call.arguments(query, count))
-                held.answered, held.silent = True, 0
-                if result.is_error:
-                    raise Refused
-                return await self._read(client, result)
-        except TimeoutError:
-            held.silent += 1
-            if held.silent > 1:  # one may be slow; two in a row, and none between
+            except MCPError as error:
+                if error.code not in _GONE:
+                    raise Refused from error
                 self._drop(held)
-            raise
+                if not held.answered:  # it would be the same again
+                    raise
 
     async def _read(self, client: Client, result: CallToolResult) -> list[Document]:
         found, linked = documents(result, self.source.name), links(result)[:_LINKS]
