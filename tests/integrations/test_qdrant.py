@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -16,7 +19,7 @@ from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from qdrant_client import QdrantClient, models
 
-from fedrag import CausalLM, DenseRetriever, Document, SentenceEncoder
+from fedrag import Answer, CausalLM, DenseRetriever, Document, SentenceEncoder
 from fedrag.errors import InputError, MissingExtraError, StaleIndexError, StoreError
 from fedrag.integrations import qdrant_filters
 from fedrag.integrations.mirror import UNKNOWN
@@ -478,3 +481,50 @@ def test_a_system_over_a_collection_answers_in_every_way() -> None:
     questions = TEXTS[:6]
     assert [one.hits for one in rag.query_batch(questions)] == [rag.query(question).hits for question in questions]
     assert len(rag.query(TEXTS[5], k=4).hits) == 4
+
+
+@pytest.fixture(params=["memory", "folder"])
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    client = QdrantClient(":memory:") if request.param == "memory" else QdrantClient(path=str(tmp_path / "database"))
+    yield client
+    client.close()
+
+
+@pytest.mark.capability("Qdrant", "async")
+def test_many_ask_at_once(local: QdrantClient) -> None:
+    langchain(local)
+    generator = CausalLM(tiny_llama(vocab=len(tiny_tokenizer())), tiny_tokenizer(), max_new_tokens=1)
+    rag = from_qdrant(local, "theirs", encoder=encoder(), generator=generator, top_k=2)
+    asked = [(TEXTS[n % 20], {"field": "row", "operator": ">=", "value": n % 7}) for n in range(32)]
+    one_by_one = [rag.retrieve(question, where=where) for question, where in asked]
+
+    async def all_at_once() -> list[Answer]:
+        return await asyncio.gather(*(rag.aquery(question, where=where) for question, where in asked))
+
+    assert [list(answer.hits) for answer in asyncio.run(all_at_once())] == one_by_one
+
+
+def test_who_asks_sees_a_collection_that_is_being_written_whole(local: QdrantClient) -> None:
+    store = QdrantStore(local, "handbook")
+    documents, vectors = some(200)
+    store.add(documents, vectors)
+    everything = {"field": "row", "operator": ">=", "value": 0}  # looks at every payload, so it takes a while
+    writing = threading.Event()
+
+    def write() -> None:  # by a second store over the same client
+        writing.set()
+        for n in range(40):
+            QdrantStore(local, "handbook").add([Document(f"later {n}", f"later{n}", {"row": n})], 1e-3 * vectors[:1])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of everything
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            written = threads.submit(write)
+            assert writing.wait(10)
+            found = list(threads.map(lambda n: store.search(vectors[n][None], 1, everything)[0][0], range(40)))
+            written.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [store.search(vectors[n][None], 1, everything)[0][0] for n in range(40)]
+    assert len(store) == 200 + 40

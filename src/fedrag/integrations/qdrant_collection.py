@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedrag.errors import InputError
+from fedrag.integrations.qdrant_local import guarded, is_local
 from fedrag.integrations.qdrant_payloads import KEY, PointId
 from fedrag.optional import require
 
@@ -36,13 +37,12 @@ class Collection:
     """Points and their vectors; `vector_name` is needed where a point has several of them."""
 
     def __init__(self, client: QdrantClient, name: str, *, vector_name: str | None, exact: bool) -> None:
-        self.client = client
+        self.client = guarded(client)
         self.name = name
         self._vector_name = vector_name
         self._seen = False
-        local = client.init_options.get("location") == ":memory:" or client.init_options.get("path") is not None
         self._how: models.SearchParams | None = None  # a client that is the database itself is always exact
-        if exact and not local:
+        if exact and not is_local(client):
             self._how = models.SearchParams(exact=True, quantization=models.QuantizationSearchParams(ignore=True))
         self._noted = ""  # of a collection that is still to be made
 
