@@ -1,0 +1,48 @@
+"""The log of a server: what went wrong and where in the code, never what was asked or found.
+
+>>> import sys
+>>> try:
+...     int("a question")
+... except ValueError:
+...     text = Discreet().formatException(sys.exc_info())
+>>> "a question" in text, text.endswith("ValueError")
+(False, True)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Discreet(logging.Formatter):
+    """Exceptions by class and place in the code, without what they say."""
+
+    def formatException(self, ei: Any) -> str:
+        kind, _, trace = ei
+        lines = (f'  File "{frame.filename}", line {frame.lineno}' for frame in traceback.extract_tb(trace))
+        return "\n".join([*lines, kind.__qualname__ if kind else ""])
+
+
+def log_to_stderr() -> None:
+    """Write warnings and errors to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Discreet("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+@contextmanager
+def log_unchanged() -> Generator[None]:
+    """Take away the handlers that a library gives the root logger meanwhile: a program's log is its own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in [one for one in root.handlers if one not in handlers]:
+            root.removeHandler(handler)
+        root.setLevel(level)
