@@ -23,7 +23,7 @@ quickstart: .venv/.installed  ## ask, fine-tune, and see before and after (ARGS=
 install: .venv/.installed-dev  ## make .venv with everything that tests and checks need
 
 test: .venv/.installed-dev  ## the whole test suite
-	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) $(ARGS)
 
 test-fast: .venv/.installed-dev  ## the tests that take less than ten seconds each
 	$(QUIET_CORES) $(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 pytest.register_assert_rewrite("stores.contract")  # no test module, and its assertions are to explain themselves
 
@@ -26,6 +27,24 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("fedrag")
+
+
+DEPLOYMENTS = ("test_deployed.py", "test_deployed_faults.py", "test_law_7_one_task_one_model.py")
+
+
+class OneDeploymentAtATime(LoadScopeScheduling):
+    """A deployment is many processes with deadlines, so one worker has all tests of them; others go where room is.
+
+    xdist's own groups name a test anew after it was collected, which pytest 9 no longer lets it.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "deployments" if nodeid.partition("::")[0].endswith(DEPLOYMENTS) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneDeploymentAtATime:
+    return OneDeploymentAtATime(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

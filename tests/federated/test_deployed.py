@@ -17,7 +17,6 @@ from fedrag.federated.deployment import keys, pins, worker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),  # one after the other: each is many processes with deadlines
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 

@@ -31,7 +31,6 @@ from fedrag.federated.deployment.project import init, load_task
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),  # one after the other: each is many processes with deadlines
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 

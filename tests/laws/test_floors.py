@@ -26,8 +26,9 @@ FLOORS: dict[int, list[set[str]]] = {
     5: [{"objectives"}, {"evaluation"}],
     6: [{"training"}],
     7: [{"ablations"}, {"federated"}],
-    8: [{"integrations"}, {"serving"}],
-    9: [{"quickstart", "cli", "__main__", "__init__"}],
+    8: [{"integrations"}],
+    9: [{"serving"}],
+    10: [{"quickstart", "cli", "__main__", "__init__"}],
 }
 ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts in enumerate(rooms) for part in parts}
 UPWARD = {("training.trainer", "federated")}
@@ -118,7 +119,7 @@ def size_violations(source: Path) -> list[str]:
     core = [
         path
         for name, path in module_files(source).items()
-        if ROOM.get((part := name.split(".")[0]), (9, 0))[0] <= 6 and part not in BESIDE_THE_CORE
+        if ROOM.get((part := name.split(".")[0]), (10, 0))[0] <= 6 and part not in BESIDE_THE_CORE
     ]
     own = [path for name, path in module_files(source).items() if (name.split(".")[0]) not in OUTSIDE]
     budgets = [("floors 0 to 6", core, CODE_OF_CORE), ("the package", own, CODE_OF_ALL)]
@@ -227,7 +228,7 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
         ("ops/hidden.py", "def f():\n    import fedrag.rag\n", "ops (floor 1) imports rag (floor 4)"),
         ("ops/typed.py", "if TYPE_CHECKING:\n    from fedrag.rag import RAGSystem\n", "imports rag (floor 4)"),
         ("ops/late.py", "import_module('fedrag.rag')\n", "imports rag (floor 4)"),
-        ("ops/root.py", "from fedrag import RAGSystem\n", "imports __init__ (floor 9)"),
+        ("ops/root.py", "from fedrag import RAGSystem\n", "imports __init__ (floor 10)"),
         (
             "objectives/lsr.py",
             "from fedrag.evaluation import evaluate\n",

@@ -26,7 +26,6 @@ from systems import EXAMPLES, tiny_system
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),  # one after the other: each is many processes with deadlines
     # Ray leaves closing its files and children to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
