@@ -23,14 +23,15 @@ from haystack.dataclasses import ChatMessage
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 import fedrag.integrations.openai as module
-from fedrag import LSR, RALT, Contrastive, RAGSystem, RAGTrainer, evaluate
+from fedrag import BM25, LSR, RALT, Contrastive, RAGSystem, RAGTrainer, evaluate
 from fedrag.errors import ConfigError, FedRAGError, InputError, MissingExtraError
 from fedrag.integrations.answering import chats
 from fedrag.integrations.langchain_model import ChatFedRAG
 from fedrag.integrations.openai import RemoteError, RemoteLM
 from fedrag.types import Generator, Streamer
 from haystack_integrations.components.generators.fedrag import FedRAGChatGenerator
-from systems import EXAMPLES, arguments, tiny_system
+from serving.serving import TOKEN, chatty_system, running
+from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 
 KEY, HEADER, SECRET = "sk-canary-key", "canary-header", "canary prompt"
 QUESTION = "Which key has clerk 3 ?"
@@ -320,6 +321,26 @@ def test_other_libraries_hold_conversations_with_it(server: Server) -> None:
         ["system", "user", "assistant", "user"],
         ["system", "user"],
     ]
+
+
+def test_it_asks_a_system_that_is_served_here() -> None:
+    rag = chatty_system()
+    talk = [{"role": "system", "content": "Be brief ."}, {"role": "user", "content": QUESTION}]
+    wanted = [answer.text for answer in rag.query_batch([example.question for example in EXAMPLES[:6]])]
+    with running(rag) as there:
+        model = RemoteLM("tiny", base_url=f"{there.address}/v1", api_key=TOKEN, max_new_tokens=12)
+        assert model.generate([example.question for example in EXAMPLES[:6]]) == wanted
+        assert wanted[0] == "".join(model.stream(EXAMPLES[0].question))
+        assert "".join(model.chat(talk))
+        front = RAGSystem(retriever=BM25(DOCUMENTS), generator=model, top_k=1)  # one system answers for another
+        with running(front) as before:
+            asking = RemoteLM("tiny", base_url=f"{before.address}/v1", api_key=TOKEN, max_new_tokens=12)
+            assert asking.generate([QUESTION]) == [front.query(QUESTION).text]
+            assert "".join(asking.stream(QUESTION)) == front.query(QUESTION).text
+        with refused(r"answered 401 \(invalid_api_key\)"):
+            RemoteLM("tiny", base_url=f"{there.address}/v1", api_key=KEY).generate([SECRET])
+        with refused(r"answered 404 \(model_not_found\)"):
+            RemoteLM("large", base_url=f"{there.address}/v1", api_key=TOKEN).generate([SECRET])
 
 
 # -- a server that fails
