@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedrag import CausalLM, DenseRetriever, MemoryStore, RAGSystem, SentenceEncoder
 from fedrag.serving.http import application, web_server
 from fedrag.serving.served import Served
@@ -25,9 +27,11 @@ QUESTION = "Which key has clerk 3 ?"
 
 
 def chatty_system(*, max_new_tokens: int = 12, positions: int = 2048, **settings: Any) -> RAGSystem:
-    """A system over `DOCUMENTS` whose generator has a chat template."""
+    """A system over `DOCUMENTS` whose generator has a chat template, and ends no answer by itself."""
     tokenizer = tiny_tokenizer(chat=True)
     llama = tiny_llama(vocab=len(tokenizer), positions=positions)
+    with torch.no_grad():  # the likeliest of some hundred tokens has a logit above 0
+        llama.lm_head.weight[[2, tokenizer.eos_token_id]] = 0
     generator = CausalLM(llama, tokenizer, max_new_tokens=max_new_tokens)
     encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))
     retriever = DenseRetriever(encoder, MemoryStore())
@@ -55,6 +59,7 @@ def running(rag: RAGSystem, *, token: str | None = TOKEN, slots: int = 2, waitin
     app = application(served, token=token, hosts={"127.0.0.1", "localhost", "::1"})
     server = web_server(app, grace=5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a client that does not read is felt soon
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()

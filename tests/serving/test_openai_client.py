@@ -154,7 +154,7 @@ def test_earlier_messages_are_read_and_documents_make_room(client: OpenAI, rag: 
     long = [{"role": "system", "content": "the river is long " * 385}, *ASK]
     usage = client.chat.completions.create(model="tiny", messages=long).usage
     assert 1950 < usage.prompt_tokens < usage.prompt_tokens + 12 <= 2048
-    with pytest.raises(BadRequestError, match="earlier messages have .* leave out the oldest"):
+    with pytest.raises(BadRequestError, match=r"earlier messages have .* leave out the oldest"):
         client.chat.completions.create(model="tiny", messages=[*long, *long])
 
 

@@ -99,7 +99,7 @@ def _mcp(served: Served) -> Starlette:
 def listen(app: Starlette, listener: socket.socket, *, grace: float) -> None:
     """Serve on a socket until SIGINT or SIGTERM, then let open answers end, for `grace` seconds at most."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Discreet("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Discreet("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it writes out what exceptions say
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -127,10 +127,11 @@ def _done(_signal: int, _frame: object) -> None:
     """A signal that uvicorn raises once more when it has carried it out: the process ends as one that did its work."""
 
 
-class _Discreet(logging.Formatter):
+class Discreet(logging.Formatter):
     """Exceptions by class and place in the code, without what they say."""
 
     def formatException(self, ei: Any) -> str:
+        """Return where it was raised, and its class."""
         kind, _, trace = ei
         return "".join([*traceback.format_tb(trace), kind.__qualname__ if kind else ""])
 
@@ -242,4 +243,5 @@ async def _left(_: Request, error: Exception) -> Response:
 
 
 async def _inside(_: Request, error: Exception) -> Response:
-    return failure(500, "something went wrong inside the server; its log says where")
+    # the server closes the connection after an error that nobody foresaw
+    return failure(500, "something went wrong inside the server; its log says where", headers=_CLOSE)

@@ -86,7 +86,7 @@ class Served:
         if slots < 1 or waiting < 0:
             raise ConfigError(f"slots={slots}, waiting={waiting}: there must be 1 slot and 0 waiting at least")
         self.rag, self.name = rag, name
-        self._most, self._inside, self._closed = slots + waiting, 0, False
+        self.inside, self._most, self._closed = 0, slots + waiting, False
         self._count = threading.Lock()
         self._finding = ThreadPoolExecutor(1, thread_name_prefix="fedrag-find")
         self._writing = ThreadPoolExecutor(slots, thread_name_prefix="fedrag-write")
@@ -234,14 +234,14 @@ class Served:
         with self._count:
             if self._closed:
                 raise Busy(_STOPPING)
-            if self._inside >= self._most:
+            if self.inside >= self._most:
                 raise Busy(f"{self._most} requests are inside already, and no more may wait: ask again in a while")
-            self._inside += 1
+            self.inside += 1
         try:
             yield
         finally:
             with self._count:
-                self._inside -= 1
+                self.inside -= 1
 
 
 class _Meter(threading.local):
