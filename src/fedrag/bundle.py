@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from fedrag import durable
 from fedrag.encoders.sentence import SentenceEncoder
@@ -33,9 +33,8 @@ _FORMAT = 3
 _READ = {"stuff": "in each prompt", "ensemble": "each in a prompt of its own"}
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a system is beside its parts. Without a `temperature` it takes the one of its encoder."""
+class Settings(TypedDict):
+    """What a system is beside its parts, as `RAGSystem` takes it. Without a `temperature` it takes its encoder's."""
 
     top_k: int
     prompt: Prompt
@@ -71,7 +70,7 @@ def save(path: Path, settings: Settings, parts: Parts) -> None:
             generator.save(folder / "generator")
         if isinstance(store, MemoryStore):
             store.save(folder / "store")
-        saved = {"format": _FORMAT, **asdict(settings), "elsewhere": elsewhere}
+        saved = {"format": _FORMAT, **settings, "prompt": asdict(settings["prompt"]), "elsewhere": elsewhere}
         (folder / _FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
         (folder / "README.md").write_text(_card(settings, parts, elsewhere), encoding="utf-8")
 
@@ -111,7 +110,12 @@ def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
             saved |= {"elsewhere": {}}
         if version <= _FORMAT:
             temperature = saved["temperature"] if saved["temperature"] is None else float(saved["temperature"])
-            settings = Settings(int(saved["top_k"]), Prompt(**saved["prompt"]), saved["reader"], temperature)
+            settings: Settings = {
+                "top_k": int(saved["top_k"]),
+                "prompt": Prompt(**saved["prompt"]),
+                "reader": saved["reader"],
+                "temperature": temperature,
+            }
             return settings, dict(saved["elsewhere"])
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
@@ -121,8 +125,8 @@ def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
 def _card(settings: Settings, parts: Parts, elsewhere: Mapping[str, str]) -> str:
     passed = "".join(f", {part}={part}" for part in elsewhere)
     told = [
-        f"{len(parts.store)} documents, the best {settings.top_k} of them {_READ[settings.reader]}. Document encoder "
-        f"`{parts.encoder.fingerprint}`.",
+        f"{len(parts.store)} documents, the best {settings['top_k']} of them {_READ[settings['reader']]}. Document "
+        f"encoder `{parts.encoder.fingerprint}`.",
         f'```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above"{passed})\n```',
         "`encoder/` is a sentence-transformers model"
         + (", `generator/` a transformers model or a peft adapter." if isinstance(parts.generator, CausalLM) else "."),

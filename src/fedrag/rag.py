@@ -204,7 +204,9 @@ class RAGSystem:
         Raises:
             InputError: if the encoder is not a `SentenceEncoder`.
         """
-        settings = bundle.Settings(self.top_k, self.prompt, self.reader, self.temperature)
+        settings = bundle.Settings(
+            top_k=self.top_k, prompt=self.prompt, reader=self.reader, temperature=self.temperature
+        )
         bundle.save(Path(path), settings, bundle.Parts(self.dense.encoder, self.dense.store, self.generator))
 
     @classmethod
@@ -223,14 +225,7 @@ class RAGSystem:
             InputError: if a part that stayed elsewhere is not passed.
         """
         settings, parts = bundle.load(Path(path), store=store, generator=generator, device=device)
-        return cls(
-            retriever=DenseRetriever(parts.encoder, parts.store),
-            generator=parts.generator,
-            top_k=settings.top_k,
-            prompt=settings.prompt,
-            reader=settings.reader,
-            temperature=settings.temperature,
-        )
+        return cls(retriever=DenseRetriever(parts.encoder, parts.store), generator=parts.generator, **settings)
 
     @property
     def _mixer(self) -> MixtureGenerator:
