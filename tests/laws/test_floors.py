@@ -37,7 +37,7 @@ LINES_PER_FILE = 280
 CODE_OF_CORE = 5_500  # lines of the core that are neither blank nor comment nor docstring: explaining is free
 BESIDE_THE_CORE = {"evaluation"}  # below training, which reports with it, and no part of what trains
 CODE_OF_ALL = 14_000  # without the floor of other people's libraries, each of which has a budget of its own
-CODE_OF_A_LIBRARY = 700  # langchain.py, langchain_index.py, ...: what joins one library, or serves
+CODE_OF_A_LIBRARY = 800  # langchain.py, langchain_index.py, ...: what joins one library, or serves
 OUTSIDE = {"integrations", "serving"}
 VAGUE = {"util", "utils", "helper", "helpers", "base", "manager", "managers"}
 
@@ -264,10 +264,10 @@ def test_a_core_too_large_is_found(tmp_path: Path) -> None:
 
 
 def test_a_library_too_large_is_found(tmp_path: Path) -> None:
-    many = {f"integrations/{name}.py": "x = 1\n" * 240 for name in ("eel", "eel_store", "elk", "elk_model")}
+    many = {f"integrations/{name}.py": "x = 1\n" * 270 for name in ("eel", "eel_store", "elk", "elk_model")}
     assert size_violations(write(tmp_path, GOOD | many)) == []
-    assert size_violations(write(tmp_path, {"integrations/elk_store.py": "x = 1\n" * 240})) == [
-        "elk: 720 lines of code, fewer than 700 wanted"
+    assert size_violations(write(tmp_path, {"integrations/elk_store.py": "x = 1\n" * 280})) == [
+        "elk: 820 lines of code, fewer than 800 wanted"
     ]
 
 
