@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Yield the connection string of an empty database."""
+    """Yield the connection string of a database that has nothing in it, and a user who may do everything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about folders of the system that are not there
-        import pgserver
-    folder = tempfile.mkdtemp(prefix="pg")  # short, for it holds a socket
-    server = pgserver.get_server(folder)
+        from pgserver.postgres_server import PostgresServer
+    folder = Path(tempfile.mkdtemp(prefix="pg")).resolve()  # short, for it holds a socket
+    try:
+        server = PostgresServer(folder, cleanup_mode="delete")
+    except subprocess.TimeoutExpired:  # of ten seconds, on a loaded machine: it is up by now, or starts again
+        server = PostgresServer(folder, cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:
         server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -94,6 +94,10 @@ class Database:
                 self._connection.close()
             self._connection = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_connection", None) is not None and self._owner == os.getpid():
+            self._connection.close()  # pyright: ignore[reportOptionalMemberAccess]
+
     def __repr__(self) -> str:
         return f"Database({self._place})"
 

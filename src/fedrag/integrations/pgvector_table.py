@@ -78,7 +78,8 @@ class PgTable:
             "id": Identifier(chosen.id),
             "text": Identifier(chosen.text),
             "vector": Identifier(chosen.vector),
-            "order": Identifier("place" if self.own else chosen.id),
+            # with the table's name, for "id::text" in a SELECT is called "id", too
+            "order": Identifier(schema, name, "place" if self.own else chosen.id),
             "media": Identifier("media") if self.own else SQL("NULL::bytea[]"),
             "metadata": SQL("'{{}}'::jsonb").format(),
         }
@@ -230,7 +231,7 @@ class PgTable:
         if self.own:
             given.append((self._parts["media"], SQL("media")))
         names = [name for name, _ in given]
-        new = [*names[1:], *([self._parts["order"]] if self.own else [])]  # one that is replaced goes to the end
+        new = [*names[1:], *([Identifier("place")] if self.own else [])]  # one that is replaced goes to the end
         return self.sql(
             "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM fedrag_staged ORDER BY nr "
             "ON CONFLICT ({id}) DO UPDATE SET {new}",
