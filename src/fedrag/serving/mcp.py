@@ -21,8 +21,10 @@ caller got wrong comes back as the tool's error, which names the value; of other
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -42,8 +44,8 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError  # 
 from mcp_types import ToolAnnotations  # noqa: E402
 
 _FILTER = (
-    'Only documents whose metadata match: a comparison such as {"field": "year", "operator": ">=", "value": 2020}, with '
-    'one of == != > >= < <= in "not in" exists, or {"operator": "AND" | "OR" | "NOT", "conditions": [...]} of them.'
+    'Only documents whose metadata match: a comparison such as {"field": "year", "operator": ">=", "value": 2020}, '
+    'with one of == != > >= < <= in "not in" exists, or several: {"operator": "AND", "conditions": [...]}; also OR.'
 )
 
 Query = Annotated[str, Field(min_length=1, max_length=10_000, description="What to look for, in plain words.")]
@@ -124,6 +126,8 @@ def mcp_server(served: Served) -> MCPServer[Any]:
 def run_stdio(served: Served) -> None:
     """Serve on stdin and stdout until stdin ends. What the process prints meanwhile goes to stderr."""
     log_to_stderr()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is printed must not wait until stdout is stdout again
     mcp_server(served).run("stdio")
 
 

@@ -1,0 +1,297 @@
+"""A system as an MCP server, asked by the official client: in process, over stdio, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp_types import INVALID_PARAMS
+
+from fedrag import BM25, Document, MemoryStore, RAGSystem
+from fedrag.errors import StoreError
+from fedrag.integrations.mcp import MCPRetriever, MCPSource
+from fedrag.serving.mcp import mcp_server
+from fedrag.serving.served import Served
+from mcp_servers import over_http
+from systems import DOCUMENTS, tiny_system
+
+QUESTION = "Which key has clerk 3 ?"
+EVEN = {"field": "even", "operator": "==", "value": True}
+
+
+def asked(target: Any, calls: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
+    """What `calls` returns, given a client of the server."""
+
+    async def ask() -> Any:
+        async with Client(target) as client:
+            return await calls(client)
+
+    return asyncio.run(ask())
+
+
+def call(target: Any, tool: str, **given: Any) -> Any:
+    return asked(target, lambda client: client.call_tool(tool, given))
+
+
+def text(result: Any) -> str:
+    return "".join(block.text for block in result.content)
+
+
+@pytest.fixture(scope="module")
+def rag() -> RAGSystem:
+    return tiny_system()
+
+
+@pytest.fixture(scope="module")
+def saved(rag: RAGSystem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "clerks"
+    rag.save(path)
+    return path
+
+
+@pytest.fixture(params=["in process", pytest.param("stdio", marks=pytest.mark.slow), "http"])
+def target(request: pytest.FixtureRequest, rag: RAGSystem) -> Any:
+    if request.param == "stdio":
+        words = "from sys import argv; from fedrag import RAGSystem; from fedrag.serving.mcp import run_stdio; "
+        words += "from fedrag.serving.served import Served; run_stdio(Served(RAGSystem.load(argv[1]), name='clerks'))"
+        path = str(request.getfixturevalue("saved"))
+        yield StdioServerParameters(command=sys.executable, args=["-c", words, path])
+        return
+    server = mcp_server(Served(rag, name="clerks"))
+    if request.param == "in process":
+        yield server
+        return
+    with over_http(server.streamable_http_app(stateless_http=True)) as url:
+        yield f"{url}/mcp"
+
+
+@pytest.mark.capability("MCP", "async", "stream", "filter")
+def test_every_transport_serves_all_of_it(target: Any, rag: RAGSystem) -> None:
+    wanted, answer = rag.retrieve(QUESTION, k=4, where=EVEN), rag.query(QUESTION, k=2)
+    steps: list[Any] = []
+
+    async def heard(*step: Any) -> None:
+        steps.append(step)
+
+    async def calls(client: Client) -> Any:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        found = await client.call_tool("search", {"query": QUESTION, "top_k": 4, "where": EVEN})
+        told = await client.call_tool("ask", {"question": QUESTION, "top_k": 2}, progress_callback=heard)
+        page = await client.read_resource("document://d3")
+        many = await asyncio.gather(
+            *(client.call_tool("search", {"query": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
+            *(client.call_tool("ask", {"question": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
+        )
+        return tools, found, told, page, many
+
+    tools, found, told, page, many = asked(target, calls)
+    assert set(tools) == {"search", "ask"}
+    sources = found.structured_content["result"]
+    assert [(one["id"], one["text"], one["metadata"]) for one in sources] == [
+        (hit.document.id, hit.document.text, hit.document.metadata) for hit in wanted
+    ]
+    assert [one["score"] for one in sources] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
+    assert told.structured_content["answer"] == answer.text
+    assert [one["id"] for one in told.structured_content["sources"]] == [hit.document.id for hit in answer.hits]
+    assert json.loads(told.content[0].text) == told.structured_content
+    assert "".join(message for _, _, message in steps) == answer.text
+    assert [step for step, _, _ in steps] == list(range(1, len(steps) + 1))
+    assert {total for _, total, _ in steps} == {6}
+    assert len(steps) > 1
+    assert page.contents[0].text == "The key of clerk 3 is 9 ."
+    assert page.contents[0].mime_type == "text/plain"
+    for n, (first, second) in enumerate(zip(many[:20], many[20:], strict=True)):
+        one = rag.query(f"clerk {n} ?", k=1)
+        assert [hit["id"] for hit in first.structured_content["result"]] == [one.hits[0].document.id]
+        assert second.structured_content["answer"] == one.text
+
+
+def test_what_a_model_is_told_of_the_tools(rag: RAGSystem) -> None:
+    tools = asked(mcp_server(Served(rag, name="clerks")), lambda client: client.list_tools()).tools
+    for tool in tools:
+        assert tool.annotations.read_only_hint
+        assert not tool.annotations.open_world_hint
+        assert "'clerks'" in tool.description
+        assert tool.output_schema is not None
+        for schema in tool.input_schema["properties"].values():
+            assert schema["description"]
+    search, ask = tools
+    assert (search.input_schema["required"], ask.input_schema["required"]) == (["query"], ["question"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "query\n  Field required"),
+        ({"query": ""}, "at least 1 character"),
+        ({"query": "x" * 10_001}, "at most 10000 characters"),
+        ({"query": QUESTION, "top_k": 0}, "greater than or equal to 1"),
+        ({"query": QUESTION, "top_k": 101}, "less than or equal to 100"),
+        ({"query": QUESTION, "top_k": "many"}, "valid integer"),
+        ({"query": QUESTION, "where": [1]}, "valid dictionary"),
+        (
+            {"query": QUESTION, "where": {"field": "even", "operator": "~", "value": 1}},
+            "unknown operator '~' for",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_the_tools_error(rag: RAGSystem, given: Any, message: str) -> None:
+    result = call(mcp_server(Served(rag, name="clerks")), "search", **given)
+    assert result.is_error
+    assert message in text(result)
+
+
+def test_a_question_that_does_not_fit_is_the_tools_error(rag: RAGSystem) -> None:
+    result = call(mcp_server(Served(rag, name="clerks")), "ask", question="key " * 600)
+    assert result.is_error
+    assert "max_length=512" in text(result)
+
+
+def test_a_system_without_a_generator_has_no_tool_that_answers() -> None:
+    server = mcp_server(Served(RAGSystem(retriever=BM25(DOCUMENTS)), name="clerks"))
+    assert [tool.name for tool in asked(server, lambda client: client.list_tools()).tools] == ["search"]
+    assert asked(server, lambda client: client.list_resource_templates()).resource_templates == []
+    found = call(server, "search", query="clerk 7", top_k=1)
+    assert [one["id"] for one in found.structured_content["result"]] == ["d7"]
+
+
+IDS = ["a/b c?d#e", "../../etc/passwd", "/abs", "UPPER.Case", "50%", "é ü", "a\0b", "http://x/y", "."]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_ids_of_any_characters_are_read(id: str) -> None:
+    rag = tiny_system()
+    rag.add([Document("The rare one .", id=id)], progress=False)
+    server = mcp_server(Served(rag, name="clerks"))
+    read = asked(server, lambda client: client.read_resource(f"document://{quote(id, safe='')}"))
+    assert read.contents[0].text == "The rare one ."
+
+
+def test_an_unknown_document_is_an_error_that_names_it(rag: RAGSystem) -> None:
+    async def calls(client: Client) -> MCPError:
+        with pytest.raises(MCPError, match="there is no document 'd99'") as error:
+            await client.read_resource("document://d99")
+        return error.value
+
+    assert asked(mcp_server(Served(rag, name="clerks")), calls).code == INVALID_PARAMS
+
+
+def test_who_is_one_too_many_is_told_to_come_back(rag: RAGSystem) -> None:
+    async def calls(client: Client) -> Any:
+        return await asyncio.gather(*(client.call_tool("ask", {"question": QUESTION}) for _ in range(10)))
+
+    results = asked(mcp_server(Served(rag, name="clerks", slots=1, waiting=1)), calls)
+    refused = [result for result in results if result.is_error]
+    assert 0 < len(refused) < 10
+    assert {text(result) for result in refused} == {text(refused[0])}
+    assert "ask again in a while" in text(refused[0])
+
+
+class Broken(MemoryStore):
+    """A store whose errors tell where it lies, and what was asked."""
+
+    kind: type[Exception] = StoreError
+
+    def search(self, *args: Any, **settings: Any) -> Any:
+        raise self.kind(f"/site/data/4711 is truncated; {QUESTION}")
+
+
+@pytest.mark.parametrize(("kind", "said"), [(StoreError, "index them anew"), (RuntimeError, "executing tool search")])
+def test_an_error_inside_says_nothing_of_the_site(kind: type[Exception], said: str) -> None:
+    rag = tiny_system()
+    rag.dense.store = Broken()
+    rag.dense.store.kind = kind
+    result = call(mcp_server(Served(rag, name="clerks")), "search", query=QUESTION)
+    assert result.is_error
+    assert said in text(result)
+    assert "4711" not in text(result)
+
+
+def test_who_leaves_stops_the_writing(rag: RAGSystem) -> None:
+    served, steps = Served(rag, name="clerks", slots=1, waiting=0), []
+    rag.generator.max_new_tokens = 400
+    try:
+
+        async def heard(*step: Any) -> None:
+            steps.append(step)
+
+        async def calls(client: Client) -> Any:
+            asking = asyncio.create_task(client.call_tool("ask", {"question": QUESTION}, progress_callback=heard))
+            while not steps:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            for _ in range(200):
+                found = await client.call_tool("search", {"query": QUESTION, "top_k": 1})
+                if not found.is_error:
+                    return len(steps)
+                await asyncio.sleep(0.01)
+
+        assert asked(mcp_server(served), calls) < 400
+    finally:
+        rag.generator.max_new_tokens = 6
+
+
+def test_a_programs_log_is_its_own(rag: RAGSystem) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for handler in handlers:
+        root.removeHandler(handler)
+    try:
+        root.setLevel(logging.ERROR)
+        mcp_server(Served(rag, name="clerks"))
+        assert (root.handlers, root.level) == ([], logging.ERROR)
+    finally:
+        for handler in handlers:
+            root.addHandler(handler)
+        root.setLevel(level)
+
+
+@pytest.mark.slow
+def test_the_log_of_a_process_has_no_question(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A crash inside is written to stderr by class and place."""
+    words = """
+from fedrag import BM25, Document, RAGSystem
+from fedrag.serving.mcp import run_stdio
+from fedrag.serving.served import Served
+
+class Crashing(BM25):
+    def retrieve(self, queries, k, where=None):
+        print("printed")
+        raise RuntimeError(queries[0] + self.documents[0].text)
+
+run_stdio(Served(RAGSystem(retriever=Crashing([Document("a document 4711")])), name="clerks"))
+"""
+    with (log := tmp_path / "log").open("w") as errors:
+        command = StdioServerParameters(command=sys.executable, args=["-c", words])
+        result = call(stdio_client(command, errors), "search", query=QUESTION)
+    assert result.is_error
+    written = log.read_text()
+    assert "RuntimeError" in written
+    assert "printed" in written  # and not between the messages on stdout
+    assert caplog.text == ""
+    assert QUESTION not in written
+    assert "4711" not in written
+
+
+@pytest.mark.capability("MCP", "take", "batch")
+def test_a_served_system_is_a_source_of_another(target: Any, rag: RAGSystem) -> None:
+    questions = [f"Which key has clerk {n} ?" for n in range(8)]
+    source = MCPSource("clerks", target, timeout=60)
+    with MCPRetriever(source, rerank=rag.dense.encoder) as retriever:
+        found = retriever.retrieve(questions, k=4)
+        even = retriever.retrieve(questions, k=4, where=EVEN)
+    for question, row, some in zip(questions, found, even, strict=True):
+        wanted = rag.retrieve(question, k=4)
+        assert [hit.document.id for hit in row] == [f"clerks:{hit.document.id}" for hit in wanted]
+        assert [hit.score for hit in row] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
+        assert len(some) == 4
+        assert all(hit.document.metadata["even"] for hit in some)
