@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrag import Document, RAGSystem
-from fedrag.serving.http import MOST_BYTES, Discreet
+from fedrag.serving.discreet import Discreet
+from fedrag.serving.http import MOST_BYTES
 from serving.serving import QUESTION, TOKEN, Running, chatty_system, running
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}

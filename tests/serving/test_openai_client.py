@@ -14,6 +14,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from fedrag import RAGSystem
 from serving.serving import QUESTION, TOKEN, Running, chatty_system, running
+from systems import tiny_system
 
 ASK = [{"role": "user", "content": QUESTION}]
 EVEN = {"field": "even", "operator": "==", "value": True}
@@ -70,6 +71,15 @@ def test_a_stream_is_the_same_answer_in_pieces(client: OpenAI, rag: RAGSystem) -
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
     assert chunks[-1].usage == whole.usage
     assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_the_ensemble_reader_and_a_model_without_a_chat_template() -> None:
+    talk = [{"role": "system", "content": "Be brief ."}, *ASK]
+    for rag in (chatty_system(reader="ensemble"), tiny_system()):
+        with running(rag) as server, OpenAI(base_url=f"{server.address}/v1", api_key=TOKEN) as client:
+            got = client.chat.completions.create(model="tiny", messages=ASK)
+            assert got.choices[0].message.content == rag.query(QUESTION).text
+            assert client.chat.completions.create(model="tiny", messages=talk).usage.prompt_tokens > 60
 
 
 def test_how_long_and_until_when(client: OpenAI, rag: RAGSystem) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import secrets
 import shlex
@@ -68,7 +69,7 @@ def serve(
     served = Served(RAGSystem.load(system), name=called, slots=slots, waiting=waiting)
     hosts = {"localhost", "127.0.0.1", "::1", host.lower()} if local else set[str]()
     app = application(served, token=token, hosts=hosts, mcp=mcp is Mcp.http)
-    typer.echo(_introduction(address, called, None if token is None else path))
+    typer.echo(_introduction(address, called, None if token is None else path, mcp is Mcp.http))
     listen(app, listener, grace=grace)
 
 
@@ -111,17 +112,21 @@ def _listener(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _introduction(address: str, name: str, path: Path | None) -> str:
+def _introduction(address: str, name: str, path: Path | None, mcp: bool) -> str:
     """What a person needs to ask."""
-    secret = "" if path is None else f"$(cat {shlex.quote(str(path))})"
-    read = '"none"' if path is None else f"open({str(path)!r}).read().strip()"
+    if path is None:
+        who, header, key = "no token: every program of this machine may ask", "", '"none"'
+    else:
+        who = f"token in {path}"
+        header = f' -H "Authorization: Bearer $(cat {shlex.quote(str(path))})"'
+        key = f"open({str(path)!r}).read().strip()"
+    asked = json.dumps({"model": name, "messages": [{"role": "user", "content": "..."}]})
     return f"""\
-{address}  serves {name}; Ctrl-C ends it
-{"no token: every program of this machine may ask" if path is None else f"token in {path}"}
+{address}  serves {name}{f", MCP at {address}/mcp" if mcp else ""}; Ctrl-C ends it
+{who}
 
-curl {address}/v1/chat/completions -H "Authorization: Bearer {secret}" -H "Content-Type: application/json" \\
-  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+curl {address}/v1/chat/completions{header} -H "Content-Type: application/json" -d {shlex.quote(asked)}
 
-client = openai.OpenAI(base_url="{address}/v1", api_key={read})
-client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "..."}}])
+client = openai.OpenAI(base_url="{address}/v1", api_key={key})
+client.chat.completions.create(model={name!r}, messages=[{{"role": "user", "content": "..."}}])
 """

@@ -17,14 +17,12 @@ import hmac
 import logging
 import signal
 import socket
-import sys
-import traceback
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from fedrag.errors import BudgetError, InputError, StaleIndexError, StoreError
 from fedrag.optional import require
+from fedrag.serving.discreet import log_to_stderr
 from fedrag.serving.openai import failure, routes
 from fedrag.serving.requests import Refusal
 from fedrag.serving.served import Busy, Served
@@ -98,9 +96,7 @@ def _mcp(served: Served) -> Starlette:
 
 def listen(app: Starlette, listener: socket.socket, *, grace: float) -> None:
     """Serve on a socket until SIGINT or SIGTERM, then let open answers end, for `grace` seconds at most."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Discreet("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_to_stderr()
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it writes out what exceptions say
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _done)
@@ -125,15 +121,6 @@ def web_server(app: Starlette, *, grace: float) -> uvicorn.Server:
 
 def _done(_signal: int, _frame: object) -> None:
     """A signal that uvicorn raises once more when it has carried it out: the process ends as one that did its work."""
-
-
-class Discreet(logging.Formatter):
-    """Exceptions by class and place in the code, without what they say."""
-
-    def formatException(self, ei: Any) -> str:
-        """Return where it was raised, and its class."""
-        kind, _, trace = ei
-        return "".join([*traceback.format_tb(trace), kind.__qualname__ if kind else ""])
 
 
 class _Guard:

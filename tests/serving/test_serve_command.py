@@ -1,0 +1,141 @@
+"""`fedrag serve` as a person runs it: a process, its token, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from typer.testing import CliRunner
+
+from fedrag import RAGSystem
+from fedrag.cli import app
+from fedrag.errors import ConfigError, MissingExtraError
+from serving.serving import QUESTION, chatty_system, serving_process
+
+ASK = {"model": "my-rag", "messages": [{"role": "user", "content": QUESTION}]}
+
+
+@pytest.fixture(scope="module")
+def rag() -> RAGSystem:
+    return chatty_system()
+
+
+@pytest.fixture
+def folder(rag: RAGSystem, tmp_path: Path) -> Path:
+    rag.save(tmp_path / "my-rag")
+    return tmp_path
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Where a process says that it listens."""
+    line = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found, line + process.stderr.read()
+    return found[0]
+
+
+def test_help_fits_a_screen() -> None:
+    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "100"})
+    assert result.exit_code == 0
+    assert len(result.output.rstrip().splitlines()) <= 30
+    assert all(f"--{name}" in result.output for name in ("host", "port", "token-file", "slots", "grace", "mcp"))
+
+
+def refused(folder: Path, *words: str) -> Exception:
+    result = CliRunner().invoke(app, ["serve", str(folder / "my-rag"), *words])
+    assert result.exit_code == 1
+    assert result.exception is not None
+    return result.exception
+
+
+def test_mistakes_are_one_error_before_a_model_is_read(tmp_path: Path) -> None:
+    error = refused(tmp_path, "--no-token", "--host", "0.0.0.0")
+    assert isinstance(error, ConfigError)
+    assert "--no-token with --host 0.0.0.0" in str(error)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        error = refused(tmp_path, "--port", str(taken.getsockname()[1]))
+    assert isinstance(error, ConfigError)
+    assert "cannot be listened on" in str(error)
+    (tmp_path / "weak").write_text("secret words")
+    error = refused(tmp_path, "--token-file", str(tmp_path / "weak"))
+    assert isinstance(error, ConfigError)
+    assert "secret" not in str(error)
+    assert isinstance(refused(tmp_path, "--token-file", str(tmp_path / "no" / "folder")), ConfigError)
+
+
+@pytest.mark.parametrize("library", ["starlette", "uvicorn"])
+def test_without_the_extra_it_says_what_to_install(library: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    error = refused(tmp_path)
+    assert isinstance(error, MissingExtraError)
+    assert "pip install 'fedrag[serve]'" in str(error)
+
+
+@pytest.mark.slow
+def test_it_serves_ends_open_answers_and_comes_back_with_the_same_token(folder: Path, rag: RAGSystem) -> None:
+    expected = rag.generator.generate([rag.query(QUESTION).prompt], max_new_tokens=900)[0]
+    with serving_process("my-rag", "--port", "0", cwd=folder) as process:
+        place = address(process)
+        file = folder / "my-rag.token"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        token = file.read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        assert httpx.post(f"{place}/v1/chat/completions", json=ASK).status_code == 401
+        assert asyncio.run(searched(place, headers)) == [hit.document.id for hit in rag.retrieve(QUESTION)]
+        with httpx.stream(
+            "POST",
+            f"{place}/v1/chat/completions",
+            json={**ASK, "stream": True, "max_tokens": 900},
+            headers=headers,
+            timeout=60,
+        ) as events:
+            lines = (line.removeprefix("data: ") for line in events.iter_lines() if line)
+            pieces = [piece(next(lines)) for _ in range(5)]
+            process.send_signal(signal.SIGTERM)
+            pieces += list(map(piece, until_done(lines)))
+        assert "".join(pieces) == expected
+        out, log = process.communicate(timeout=30)
+        assert process.returncode == 0, log
+        assert token not in out + log
+        assert "clerk" not in out + log
+    with serving_process("my-rag", "--port", place.rpartition(":")[2], "--mcp", "off", cwd=folder) as process:
+        assert address(process) == place
+        assert httpx.get(f"{place}/v1/models", headers=headers).json()["data"][0]["id"] == "my-rag"
+        assert httpx.post(f"{place}/mcp", json={}, headers=headers).status_code == 404
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def until_done(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        if line == "[DONE]":
+            return
+        yield line
+    raise AssertionError("the stream broke off")
+
+
+def piece(line: str) -> str:
+    return json.loads(line)["choices"][0]["delta"].get("content", "")
+
+
+async def searched(place: str, headers: dict[str, str]) -> list[str]:
+    async with (
+        httpx2.AsyncClient(headers=headers) as http,
+        Client(streamable_http_client(f"{place}/mcp", http_client=http)) as client,
+    ):
+        found = await client.call_tool("search", {"query": QUESTION})
+        return [source["id"] for source in found.structured_content["result"]]
