@@ -501,11 +501,13 @@ def test_a_stream_that_is_closed_closes_the_connection(server: Server) -> None:
             server.gone.set()
 
     server.faults = [endless]
-    stream = remote(server).stream("a")
+    model = remote(server)  # kept, for what goes away closes its connections anyway
+    stream = model.stream("a")
     assert next(stream) == "on and"
     assert not server.gone.is_set()
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert server.gone.wait(5)
+    assert model.generate(["a b"]) == ["b a"]
 
 
 # -- settings
