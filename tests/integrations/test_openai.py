@@ -21,12 +21,14 @@ from typing import Any
 import pytest
 from haystack.dataclasses import ChatMessage
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from llama_index.core.base.llms.types import ChatMessage as LlamaMessage
 
 import fedrag.integrations.openai as module
 from fedrag import BM25, LSR, RALT, Contrastive, RAGSystem, RAGTrainer, evaluate
 from fedrag.errors import ConfigError, FedRAGError, InputError, MissingExtraError
 from fedrag.integrations.answering import chats
 from fedrag.integrations.langchain_model import ChatFedRAG
+from fedrag.integrations.llamaindex_model import LanguageModel
 from fedrag.integrations.openai import RemoteError, RemoteLM
 from fedrag.types import Generator, Streamer
 from haystack_integrations.components.generators.fedrag import FedRAGChatGenerator
@@ -317,8 +319,11 @@ def test_other_libraries_hold_conversations_with_it(server: Server) -> None:
     assert ChatFedRAG(rag=rag).invoke(talk).content == "? it is Where"
     turns = [ChatMessage.from_system("Be brief ."), ChatMessage.from_user("Where is it ?")]
     assert FedRAGChatGenerator(rag).run(turns)["replies"][0].text == "? it is Where"
+    asked = [LlamaMessage(content="Be brief .", role="system"), LlamaMessage("Where is it ?")]
+    assert LanguageModel(rag.generator).chat(asked).message.content == "? it is Where"
     assert [[m["role"] for m in body["messages"]] for body in server.bodies] == [
         ["system", "user", "assistant", "user"],
+        ["system", "user"],
         ["system", "user"],
     ]
 
@@ -415,7 +420,8 @@ def test_a_stream_that_breaks_off_is_no_answer(server: Server, last: Any, how: d
         ({}, "without a choice"),
         ({"choices": []}, "without a choice"),
         ({"choices": [{"message": None}]}, "without a text"),
-        ({"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}, "without a text"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}, "without a text: see its log"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, "a text: raise max_new_tokens"),
         ({"choices": [{"message": {"content": "he"}, "finish_reason": "content_filter"}]}, "withheld its answer"),
     ],
 )

@@ -183,10 +183,10 @@ class RemoteLM:
         first = _first(self._open(what, body, stream=False))
         if first is None:
             raise self._wrong("answered without a choice, so without a text", "check that base_url is such a server's")
-        text = _text(first, "message", what)
-        self._check(first)
+        text, reason = _text(first, "message", what), self._ending(first)
         if text is None:
-            raise self._wrong("answered without a text", "check what extra_body asks of it (tools?), or its log")
+            step = "raise max_new_tokens, as it may think first" if reason == "length" else "see its log"
+            raise self._wrong("answered without a text", step)
         return text.strip()
 
     def _pieces(self, what: Asked, body: dict[str, Any]) -> Iterator[str]:
@@ -201,16 +201,16 @@ class RemoteLM:
                 if said := text.rstrip():
                     begun = True
                     yield said
-                ended = self._check(first) or ended
+                ended = ended or self._ending(first) is not None
         if not ended:
             raise self._wrong("broke off in the middle of its answer", "ask again, or see its log")
 
-    def _check(self, choice: Any) -> bool:
-        """Whether this is the end of an answer. Raises `RemoteError` where the server took the answer away."""
+    def _ending(self, choice: Any) -> Any:
+        """Why the answer ends here, if it does. Raises `RemoteError` where the server took it away."""
         reason = getattr(choice, "finish_reason", None)
         if reason == "content_filter":
             raise self._wrong("withheld its answer (finish_reason 'content_filter')", "see what its filter stops")
-        return reason is not None
+        return reason
 
     def _call(self, work: Callable[[], T]) -> T:
         try:
