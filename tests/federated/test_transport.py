@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
@@ -155,18 +156,24 @@ def test_a_silent_site_is_waited_for_until_the_time_is_over() -> None:
     assert 2.0 < time.monotonic() - began < 60
 
 
-def test_a_dead_site_is_known_by_the_message_it_did_not_answer() -> None:
-    """The server answers for it, under its own id and with a text that may be anybody's."""
+@pytest.mark.parametrize("code", [ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE])
+def test_a_dead_site_is_known_by_the_message_it_did_not_answer(code: int) -> None:
+    """The server answers for it, under its own id and with a text that may be anybody's.
+
+    Of a message that nobody answered in time it says that it has it no more: that site is silent.
+    """
 
     def die(message: Message) -> list[Message]:
         if message.metadata.message_type != "train" or message.content["config"]["site"] != "b":
             return [message]
         metadata = message.metadata
         metadata.__dict__["_src_node_id"] = 1
-        return [Message(error=Error(3, "secret words"), metadata=metadata)]  # type: ignore[call-arg]
+        return [Message(error=Error(code, "secret words"), metadata=metadata)]  # type: ignore[call-arg]
 
     run = over(Network([ALL], spoil=die))
-    assert [round.rejected for round in run.history.rounds] == [{"b": "no reply (Flower's error 3)"}] * 3
+    expired = code == ErrorCode.MESSAGE_UNAVAILABLE
+    rejected = {} if expired else {"b": "no reply (Flower's error 5)"}
+    assert [(one.rejected, one.silent) for one in run.history.rounds] == [(rejected, ("b",) if expired else ())] * 3
 
 
 def test_a_node_that_goes_before_it_is_asked_is_left_out() -> None:

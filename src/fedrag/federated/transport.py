@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Generator, Mapping
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedrag.errors import InputError, QuorumError, TrainingError
@@ -70,7 +71,8 @@ def ask(grid: Grid, requests: Mapping[int, Request], timeout: float) -> Generato
         for reply in replies:
             # an error that the server writes for a dead site bears the server's id: only the message it answers tells
             node = node_of.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
+            expired = reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE  # a moment before `end`
+            if node is None or expired:
                 continue
             late = local and time.monotonic() - began > timeout
             yield node, f"it took more than {timeout:g} s" if late else _read(reply)
