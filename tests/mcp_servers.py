@@ -33,6 +33,33 @@ server.run("stdio")
 """
 """A server of one tool that writes down each of its starts, and dies when asked to."""
 
+FOREIGN = """
+import json, sys
+
+TOOL = {"type": "object", "properties": {"term": {"type": "string"}}, "required": ["term"]}
+PAGES = {
+    None: {"tools": [{"name": "add", "inputSchema": {"type": "object"}}], "nextCursor": "2"},
+    "2": {"tools": [{"name": "lookup", "inputSchema": TOOL}]},
+}
+for line in sys.stdin:
+    message = json.loads(line)
+    given = message.get("params") or {}
+    match message["method"]:
+        case "initialize":
+            about = {"serverInfo": {"name": "old", "version": "1"}, "capabilities": {"tools": {}}}
+            answer = {"result": {"protocolVersion": "2025-03-26", **about}}
+        case "tools/list":
+            answer = {"result": PAGES[given.get("cursor")]}
+        case "tools/call":
+            answer = {"result": {"content": [{"type": "text", "text": f"All about {given['arguments']['term']} ."}]}}
+        case _:
+            if "id" not in message or sys.argv[1] == "ignore":
+                continue
+            answer = {"error": {"code": -32601, "message": "Method not found"}}
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}), flush=True)
+"""
+"""A server of an old protocol, with tools on two pages. What it knows not it refuses, or ignores."""
+
 
 def notes(starts: Path, **settings: Any) -> StdioServerParameters:
     """The command of a server of `NOTES`; it appends its process id to the file `starts`."""

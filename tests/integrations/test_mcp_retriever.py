@@ -32,7 +32,7 @@ from fedrag.errors import ConfigError, InputError, MissingExtraError, StoreError
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
 from fedrag.integrations.mcp_reading import MOST, documents, passages
 from fedrag.integrations.mcp_source import search
-from mcp_servers import counted, notes, over_http, telling
+from mcp_servers import FOREIGN, counted, notes, over_http, telling
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_sentence_transformer
 
@@ -307,6 +307,13 @@ def test_a_server_over_http_that_was_restarted_is_found_again() -> None:
         retriever.close()
 
 
+@pytest.mark.parametrize("manner", ["refuse", pytest.param("ignore", marks=pytest.mark.slow)])
+def test_a_server_of_an_old_protocol_is_asked(manner: str) -> None:
+    command = StdioServerParameters(command=sys.executable, args=["-c", FOREIGN, manner])
+    with MCPRetriever(MCPSource("old", command)) as retriever:
+        assert texts(retriever.retrieve(["keys"], k=2)[0]) == ["All about keys ."]
+
+
 def failing() -> MCPServer[Any]:
     server = MCPServer("failing", log_level="CRITICAL")
 
@@ -378,6 +385,7 @@ def test_a_silent_source_holds_up_a_batch_once_and_is_connected_to_anew() -> Non
         assert len(connections) == 2
 
 
+@pytest.mark.capability("MCP", "batch")
 def test_questions_of_a_batch_are_asked_together() -> None:
     server, inside, most = MCPServer("s", log_level="ERROR"), 0, 0
 

@@ -74,7 +74,6 @@ def target(request: pytest.FixtureRequest, rag: RAGSystem) -> Any:
         yield f"{url}/mcp"
 
 
-@pytest.mark.capability("MCP", "async", "stream", "filter")
 def test_every_transport_serves_all_of_it(target: Any, rag: RAGSystem) -> None:
     wanted, answer = rag.retrieve(QUESTION, k=4, where=EVEN), rag.query(QUESTION, k=2)
     steps: list[Any] = []
@@ -282,7 +281,6 @@ run_stdio(Served(RAGSystem(retriever=Crashing([Document("a document 4711")])), n
     assert "4711" not in written
 
 
-@pytest.mark.capability("MCP", "take", "batch")
 def test_a_served_system_is_a_source_of_another(target: Any, rag: RAGSystem) -> None:
     questions = [f"Which key has clerk {n} ?" for n in range(8)]
     source = MCPSource("clerks", target, timeout=60)
