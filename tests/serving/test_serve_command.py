@@ -139,3 +139,15 @@ async def searched(place: str, headers: dict[str, str]) -> list[str]:
     ):
         found = await client.call_tool("search", {"query": QUESTION})
         return [source["id"] for source in found.structured_content["result"]]
+
+
+@pytest.mark.slow
+def test_a_restart_under_load_loses_no_answer() -> None:
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "serving.py"
+    words = ["--clients", "8", "--seconds", "5", "--restarts", "1"]
+    done = subprocess.run([sys.executable, str(benchmark), *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["lost"], told["wrong"], told["broken_streams"], told["failures"]) == (0, 0, 0, [])
+    assert [restart["exit_code"] for restart in told["restarts"]] == [told["last_exit_code"]] == [0]
+    assert told["questions"] > told["undisturbed"]["questions"] >= 8
