@@ -494,3 +494,47 @@ def test_a_system_over_a_table_answers_as_one_in_memory(database: str, sql: Any)
     assert [one.hits for one in rag.query_batch(questions)] == [rag.query(question).hits for question in questions]
     assert len(rag.query(TEXTS[5], k=4).hits) == 4
     rag.dense.store.close()
+
+
+def test_an_index_of_ones_own_lives_through_a_rebuild_of_any_width(new: Any, sql: Any) -> None:
+    documents, vectors = some(30)
+    store = new("widened")
+    store.add(documents, vectors)
+    sql("CREATE INDEX mine ON widened USING hnsw (embedding vector_ip_ops)")
+    ids = [each.id for each in documents]
+    for width in (8, 5):
+        made = torch.randn(30, width, generator=torch.Generator().manual_seed(width))
+        rebuild = store.rebuild(f"{width} wide")
+        rebuild.put(ids, made)
+        rebuild.commit()
+        assert torch.equal(store.vectors(ids), made)
+        assert ids_and_scores(store.search(made[:1], 4)[0]) == brute_force(documents, made, made[0], 4)
+        assert sql("SELECT count(*) FROM pg_indexes WHERE indexname = 'mine'").fetchone() == (1,)
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        sql("UPDATE widened SET embedding = NULL")
+
+
+def test_a_schema_has_its_own_notes(new: Any, sql: Any) -> None:
+    sql('CREATE SCHEMA "the clinic"')
+    store, other = new("same", schema="the clinic"), new("same")
+    store.fingerprint = "one"
+    store.add([Document("x", "x")], torch.ones(1, 2))
+    assert (len(other), other.fingerprint, len(store), store.fingerprint) == (0, "", 1, "one")
+
+
+def test_ids_that_are_uuids_and_vectors_of_no_width(new: Any, sql: Any) -> None:
+    sql("CREATE TABLE loose (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), text text, embedding vector)")
+    sql("INSERT INTO loose (text, embedding) VALUES ('x', '[1,2]'), ('y', '[2,1]'), (NULL, NULL)")
+    store = new("loose", columns=Columns())
+    documents = {each.text: each for each in store.documents()}
+    assert sorted(documents) == ["", "x", "y"]
+    (hits,) = store.search(torch.tensor([[0.0, 1.0]]), 9)
+    assert [(hit.document, hit.score) for hit in hits] == [(documents["x"], 2.0), (documents["y"], 1.0)]
+    assert ("no uuid" in store, documents["x"].id in store, documents["x"].id.upper() in store) == (False, True, False)
+    assert store.remove(["no uuid", documents["x"].id]) == 1
+    rebuild = store.rebuild("wider")
+    rebuild.put([documents["y"].id, documents[""].id], torch.eye(3)[:2])
+    rebuild.commit()
+    assert store.vectors([documents[""].id]).tolist() == [[0.0, 1.0, 0.0]]
+    with pytest.raises(InputError, match="2 wide, those of the store 3"):
+        store.update_vectors([documents["y"].id], torch.ones(1, 2))

@@ -29,9 +29,10 @@ from fedrag.errors import InputError, StoreError
 from fedrag.filters import compile_filter
 from fedrag.integrations.mirror import SAMPLE, UNKNOWN, wrote
 from fedrag.integrations.pgvector_database import Connection, Database, Source
+from fedrag.integrations.pgvector_filters import holdable
 from fedrag.integrations.pgvector_rebuild import PgVectorRebuild
 from fedrag.integrations.pgvector_search import Search, matrix
-from fedrag.integrations.pgvector_table import Columns, PgTable, Shape, holdable
+from fedrag.integrations.pgvector_table import Columns, PgTable, Shape
 from fedrag.optional import require
 from fedrag.prompts import Prompt
 from fedrag.rag import RAGSystem
@@ -221,12 +222,11 @@ class PgVectorStore:
             Matrix("float32", there).check_width(vectors)
         elif self._table.own and shape.width != width:
             self._table.widen(connection, width)
-            self._table.require_vectors(connection)
         return shape
 
     def _found(self, connection: Connection, ids: Sequence[str], *, vectors: bool = False) -> dict[str, Row]:
         """Return the rows of those documents that are there, by their ids as they lie in the table."""
-        keys = [key for key in map(self._table.key, ids) if "\0" not in key and holdable(key)]
+        keys = [key for key in map(self._table.key, ids) if holdable(key)]
         shape = self._table.shape(connection) if keys else None
         if shape is None:
             return {}

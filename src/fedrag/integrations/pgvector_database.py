@@ -43,7 +43,7 @@ class Database:
         self._lock = RLock()
         self._connection: Connection | None = None
         self._owner = 0
-        self._over: list[tuple[Connection, str]] = []  # cursors that nobody reads any more
+        self._over: list[str] = []  # cursors that nobody reads any more
 
     @contextmanager
     def transaction(self, *, writing: str | None = None) -> Generator[Connection, None, None]:
@@ -56,15 +56,15 @@ class Database:
             connection = self._open()
             try:
                 with connection.transaction():
+                    while self._over:
+                        connection.execute(SQL("CLOSE {}").format(Identifier(self._over.pop())))
                     if writing is not None:
                         wait_for(connection, writing)
                     yield connection
             except psycopg.Error as error:
                 if connection.closed:
-                    reason = self._reason(error)
-                    raise StoreError(
-                        f"the connection to {self._place} was lost ({reason}); call again to connect anew"
-                    ) from None
+                    told = self._reason(error)
+                    raise StoreError(f"the connection to {self._place} was lost ({told}); call again") from None
                 told = error.diag.message_primary or type(error).__name__
                 raise StoreError(
                     f"PostgreSQL at {self._place} refuses: {told}; nothing of this call was kept"
@@ -85,7 +85,8 @@ class Database:
                     return
                 yield from rows
         finally:
-            self._over.append((begun, name))  # a stream may be dropped in the middle of another call: closed later
+            if begun is self._connection:
+                self._over.append(name)  # not closed here: a stream may be dropped in the middle of another call
 
     def close(self) -> None:
         """Close the connection; a later call opens another."""
@@ -106,10 +107,6 @@ class Database:
             self._over.clear()
             self._connection = None  # one of the process that this one was forked from is left to it
             self._connection, self._owner = self._connected(), os.getpid()
-        while self._over:
-            connection, name = self._over.pop()
-            if connection is self._connection:
-                connection.execute(SQL("CLOSE {}").format(Identifier(name)))
         return self._connection
 
     def _connected(self) -> Connection:

@@ -54,6 +54,11 @@ def narrow(where: Where) -> Condition | None:
             return None
 
 
+def holdable(text: str) -> bool:
+    """Whether PostgreSQL can hold a text: no NUL is in it, and no half of a character."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _joined(parts: Iterable[Condition], word: str, exact: bool) -> Condition:
     parts = list(parts)
     text = "(" + word.join(part.text for part in parts) + ")"
@@ -104,7 +109,7 @@ def _sayable(value: Any) -> bool:
         case int() | float():
             return abs(value) <= _LARGEST  # which NaN is not
         case str():
-            return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+            return holdable(value)
         case list():
             return all(map(_sayable, cast(list[Any], value)))
         case dict():

@@ -120,8 +120,6 @@ class PgVectorRebuild:
                         'WHERE made_for = {table}.{id}::text COLLATE "C"'
                     )
                 )
-                if total and widen and shape.required:
-                    self._table.require_vectors(connection)
             connection.execute(self._sql("DROP TABLE {side}"))
             self._table.note(connection, self.fingerprint, "")
 

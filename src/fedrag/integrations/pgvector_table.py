@@ -20,6 +20,7 @@ from typing import Any, LiteralString, cast
 
 from fedrag.errors import InputError, StoreError
 from fedrag.integrations.pgvector_database import Connection, wait_for
+from fedrag.integrations.pgvector_filters import holdable
 from fedrag.optional import require
 from fedrag.types import Document, Media
 
@@ -46,17 +47,10 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A table as it is now.
-
-    Args:
-        type: of its ids.
-        width: of its vectors, where their column has one.
-        required: whether no document may be without a vector.
-    """
+    """A table as it is now: the type of its ids, and the width of its vectors where their column has one."""
 
     type: SQL
     width: int | None
-    required: bool
 
 
 class PgTable:
@@ -111,7 +105,7 @@ class PgTable:
                 "columns=Columns(id=..., text=..., vector=..., metadata=...)"
             )
         id_type, _, unique, never_null = kinds[it.id]
-        vector_type, size, _, required = kinds[it.vector]
+        vector_type, size, _, _ = kinds[it.vector]
         if not (unique and never_null):
             raise InputError(
                 f"the column {it.id!r} of {self.full} may hold one id twice, or none; "
@@ -119,7 +113,7 @@ class PgTable:
             )
         if vector_type.rpartition(".")[2] != "vector":
             raise InputError(f"the column {it.vector!r} of {self.full} is of type {vector_type}; it must be a vector")
-        return Shape(SQL(cast(LiteralString, id_type)), size if size > 0 else None, required)
+        return Shape(SQL(cast(LiteralString, id_type)), size if size > 0 else None)
 
     def width(self, connection: Connection) -> int | None:
         """Return how wide the vectors are; `None` where there is none."""
@@ -141,21 +135,13 @@ class PgTable:
                 width=Literal(width),
             )
         )
-        return Shape(SQL("text"), width, True)
+        return Shape(SQL("text"), width)
 
     def widen(self, connection: Connection, width: int) -> None:
-        """Give the column of vectors another width, and no vectors."""
-        connection.execute(
-            self.sql(
-                "ALTER TABLE {table} ALTER COLUMN {vector} DROP NOT NULL, "
-                "ALTER COLUMN {vector} TYPE vector({width}) USING NULL",
-                width=Literal(width),
-            )
-        )
-
-    def require_vectors(self, connection: Connection) -> None:
-        """Let no document be without a vector."""
-        connection.execute(self.sql("ALTER TABLE {table} ALTER COLUMN {vector} SET NOT NULL"))
+        """Give the column of vectors another width; all are nought until they are replaced."""
+        change = "ALTER TABLE {table} ALTER COLUMN {vector} TYPE vector({width}) USING {zeros}::vector"
+        zeros = SQL("array_fill(0::real, ARRAY[{}])").format(width)
+        connection.execute(self.sql(change, width=Literal(width), zeros=zeros))
 
     def notes(self, connection: Connection) -> tuple[str, str]:
         """Return the fingerprint of the vectors in use, and of those being made; empty where there is none."""
@@ -197,7 +183,7 @@ class PgTable:
                 metadata = json.dumps(json.dumps(dict(document.metadata)))
             media = [part for item in document.media for part in (item.data, item.mime.encode())]
             return escaped(document.id), escaped(document.text), metadata, media
-        if document.media or strange or "\0" in document.text + document.id:
+        if document.media or strange or not holdable(document.text + document.id):
             raise InputError(
                 f"document {document.id!r} holds what the columns of {self.full} do not: media, NUL characters, or "
                 "numbers that jsonb changes; a table that PgVectorStore makes (without columns=) does"
@@ -253,11 +239,6 @@ def plainly(text: str) -> str:
     if not text.startswith(MARK):
         return text
     return re.sub(r"\\(.)", lambda found: "\0" if found[1] == "0" else found[1], text[1:])
-
-
-def holdable(text: str) -> bool:
-    """Whether a text has no halves of characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _list(parts: Iterable[Composable]) -> Composed:
