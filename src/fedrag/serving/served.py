@@ -25,6 +25,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from fedrag.errors import ConfigError, FedRAGError, InputError
 from fedrag.generators.causal import CausalLM
@@ -90,9 +91,10 @@ class Served:
         self._count = threading.Lock()
         self._finding = ThreadPoolExecutor(1, thread_name_prefix="fedrag-find")
         self._writing = ThreadPoolExecutor(slots, thread_name_prefix="fedrag-write")
-        self._meter = _Meter()
+        self._meter, self._hooks = _Meter(), list[RemovableHandle]()
         if isinstance(rag.generator, CausalLM):
-            rag.generator.model.get_input_embeddings().register_forward_pre_hook(self._meter)
+            entry = rag.generator.model.get_input_embeddings()
+            self._hooks.append(entry.register_forward_pre_hook(self._meter))
             if chats(rag.generator):
                 # the first time may change settings of the tokenizer, which no other thread may use meanwhile
                 rag.generator.tokens.chat_ids([{"role": "user", "content": "?"}])
@@ -153,6 +155,8 @@ class Served:
         self._closed = True
         for pool in (self._finding, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
+        for hook in self._hooks:
+            hook.remove()
 
     def _begin(
         self,
