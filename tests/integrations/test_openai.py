@@ -483,6 +483,15 @@ def test_a_key_may_change_from_request_to_request(server: Server) -> None:
     model = remote(server, api_key=lambda: next(keys), concurrency=1)
     model.generate(["a", "b"])
     assert [headers["authorization"] for _, headers, *_ in server.seen] == ["Bearer first", "Bearer second"]
+    with pytest.raises(ConfigError, match="api_key must be a text, got a NoneType"):
+        remote(server, api_key=lambda: None).generate(["a"])
+
+
+@pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION"])
+def test_an_authorization_of_ones_own_is_sent(server: Server, name: str) -> None:
+    for key in (None, KEY):
+        remote(server, api_key=key, headers={name: "Basic own"}).generate(["a"])
+    assert [headers["authorization"] for _, headers, *_ in server.seen] == ["Basic own"] * 2
 
 
 def test_the_keys_of_the_environment_are_for_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ class RemoteLM:
         if isinstance(api_key, str):
             _sendable("api_key", api_key)
         self._key = (lambda: api_key) if isinstance(api_key, str) else api_key
-        self._more = {name: _sendable(f"the header {name}", value) for name, value in (headers or {}).items()}
+        more = (headers or {}).items()
+        self._more = {name.lower(): _sendable(f"the header {name}", value) for name, value in more}
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._extra = dict(extra_body or {})
         # redirects are not followed: prompt and headers would go where nobody sent them
@@ -167,8 +168,8 @@ class RemoteLM:
 
     def _headers(self) -> dict[str, Any]:
         """The headers of a request, made anew for each, as keys change; those of the environment are left out."""
-        key = {} if self._key is None else {"Authorization": f"Bearer {_sendable('api_key', self._key())}"}
-        left_out = dict.fromkeys(("Authorization", "OpenAI-Organization", "OpenAI-Project"), openai.Omit())
+        key = {} if self._key is None else {"authorization": f"Bearer {_sendable('api_key', self._key())}"}
+        left_out = dict.fromkeys(("authorization", "openai-organization", "openai-project"), openai.Omit())
         return {**left_out, **key, **self._more}
 
     def _open(self, what: Asked, body: dict[str, Any], *, stream: bool) -> Any:
@@ -266,8 +267,10 @@ def _host(base_url: str) -> str:
     return parts.netloc
 
 
-def _sendable(what: str, value: str) -> str:
+def _sendable(what: str, value: Any) -> str:
     """Return the value of a header. Raises `ConfigError`, which does not show it, for one that cannot be sent."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} must be a text, got a {type(value).__name__}: is it set where it is read from?")
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", value):
         raise ConfigError(f"{what} is empty, or holds line breaks, outer spaces or letters outside ASCII: strip it")
     return value
