@@ -88,6 +88,7 @@ class Connection:
                 task.cancel()
 
     async def _ask(self, query: str, count: int) -> list[Document]:
+        again = False
         while True:
             held = self._hold()
             client, tools = await asyncio.shield(held.opened)
@@ -108,8 +109,9 @@ class Connection:
                 if error.code not in _GONE:
                     raise Refused from error
                 self._drop(held)
-                if not held.answered:  # it would be the same again
+                if again or not held.answered:  # it would be the same once more
                     raise
+                again = True
 
     async def _read(self, client: Client, result: CallToolResult) -> list[Document]:
         found, linked = documents(result, self.source.name), links(result)[:_LINKS]
