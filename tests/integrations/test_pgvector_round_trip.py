@@ -150,7 +150,7 @@ def filled(database: str, table: str) -> PgVectorStore:
 
 def wait_until_it_waits(connection: Connection) -> None:
     """Until another process waits for the table that this one has locked."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     while connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (0,):
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -158,7 +158,7 @@ def wait_until_it_waits(connection: Connection) -> None:
 
 def wait_until_it_is_gone(connection: Connection) -> None:
     """Until the database has noticed that another process is dead."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     query = "SELECT count(*) FROM pg_locks WHERE pid <> pg_backend_pid() AND locktype = 'advisory'"
     while connection.execute(query).fetchone() != (0,):
         assert time.monotonic() < end

@@ -39,7 +39,7 @@ class Database:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._place, self._password = _place(source)
+        self._place = _place(source)
         self._lock = RLock()
         self._connection: Connection | None = None
         self._owner = 0
@@ -148,8 +148,9 @@ class Database:
     def _reason(self, error: psycopg.Error) -> str:
         if not isinstance(self._source, str):
             return type(error).__name__
-        text = str(error).partition("\n")[0] or type(error).__name__
-        return text.replace(self._password, "***") if self._password else text
+        return (
+            str(error).partition("\n")[0] or type(error).__name__
+        )  # of PostgreSQL's own words, which have no password
 
 
 def wait_for(connection: Connection, name: str) -> None:
@@ -158,10 +159,10 @@ def wait_for(connection: Connection, name: str) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
 
 
-def _place(source: Source) -> tuple[str, str]:
-    """Return what may be told of a connection string, and what may not."""
+def _place(source: Source) -> str:
+    """Return what may be told of a connection string."""
     if not isinstance(source, str):
-        return "the database", ""
+        return "the database"
     try:
         found = conninfo_to_dict(source)
     except psycopg.Error:  # whose message repeats parts of the string
@@ -171,4 +172,4 @@ def _place(source: Source) -> tuple[str, str]:
     host = found.get("host") or found.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
     port = f":{found['port']}" if found.get("port") else ""
     name = found.get("dbname") or os.environ.get("PGDATABASE") or "(default)"
-    return f"{host}{port}/{name}", str(found.get("password") or "")
+    return f"{host}{port}/{name}"

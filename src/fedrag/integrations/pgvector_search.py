@@ -36,8 +36,6 @@ class Search:
 
     def __init__(self, connection: Connection, table: PgTable, *, exact: bool) -> None:
         self._connection, self._table, self._exact = connection, table, exact
-        if exact:
-            connection.execute("SET LOCAL enable_indexscan = off")
 
     def best(self, queries: Tensor, k: int, where: Where | None) -> list[list[Hit]]:
         """Return the k best hits per row of `[n, d]`."""
@@ -82,6 +80,7 @@ class Search:
             most=most,
             rows=rows,
             test=SQL(cast(LiteralString, test)),  # words of `narrow`: all that a user gave is a placeholder
+            # no index is in the order of the first
             order=SQL("most DESC") if self._exact else SQL("found.embedding <#> %b"),
         )
 
