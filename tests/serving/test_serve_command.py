@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from fedrag import RAGSystem
 from fedrag.cli import app
-from fedrag.errors import ConfigError, MissingExtraError
+from fedrag.errors import ConfigError, MissingExtraError, StoreError
 from serving.serving import QUESTION, chatty_system, serving_process
 
 ASK = {"model": "my-rag", "messages": [{"role": "user", "content": QUESTION}]}
@@ -61,19 +61,22 @@ def refused(folder: Path, *words: str) -> Exception:
     return result.exception
 
 
-def test_mistakes_are_one_error_before_a_model_is_read(tmp_path: Path) -> None:
-    error = refused(tmp_path, "--no-token", "--host", "0.0.0.0")
+def test_mistakes_are_one_error_before_a_model_is_read(folder: Path) -> None:
+    error = refused(folder, "--no-token", "--host", "0.0.0.0")
     assert isinstance(error, ConfigError)
     assert "--no-token with --host 0.0.0.0" in str(error)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        error = refused(tmp_path, "--port", str(taken.getsockname()[1]))
+        error = refused(folder, "--port", str(taken.getsockname()[1]))
     assert isinstance(error, ConfigError)
     assert "cannot be listened on" in str(error)
-    (tmp_path / "weak").write_text("secret words")
-    error = refused(tmp_path, "--token-file", str(tmp_path / "weak"))
-    assert isinstance(error, ConfigError)
-    assert "secret" not in str(error)
-    assert isinstance(refused(tmp_path, "--token-file", str(tmp_path / "no" / "folder")), ConfigError)
+    (folder / "weak").write_text("secret words")
+    for file, said in (("weak", "holds no token"), ("my-rag", "cannot be read"), ("no/folder", "cannot be written")):
+        error = refused(folder, "--token-file", str(folder / file))
+        assert isinstance(error, ConfigError)
+        assert said in str(error)
+        assert "secret" not in str(error)
+    assert isinstance(refused(folder / "elsewhere"), StoreError)
+    assert not (folder / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("library", ["starlette", "uvicorn"])
@@ -95,13 +98,8 @@ def test_it_serves_ends_open_answers_and_comes_back_with_the_same_token(folder: 
         headers = {"authorization": f"Bearer {token}"}
         assert httpx.post(f"{place}/v1/chat/completions", json=ASK).status_code == 401
         assert asyncio.run(searched(place, headers)) == [hit.document.id for hit in rag.retrieve(QUESTION)]
-        with httpx.stream(
-            "POST",
-            f"{place}/v1/chat/completions",
-            json={**ASK, "stream": True, "max_tokens": 900},
-            headers=headers,
-            timeout=60,
-        ) as events:
+        body = {**ASK, "stream": True, "max_tokens": 900}
+        with httpx.stream("POST", f"{place}/v1/chat/completions", json=body, headers=headers, timeout=60) as events:
             lines = (line.removeprefix("data: ") for line in events.iter_lines() if line)
             pieces = [piece(next(lines)) for _ in range(5)]
             process.send_signal(signal.SIGTERM)
@@ -111,11 +109,18 @@ def test_it_serves_ends_open_answers_and_comes_back_with_the_same_token(folder: 
         assert process.returncode == 0, log
         assert token not in out + log
         assert "clerk" not in out + log
-    with serving_process("my-rag", "--port", place.rpartition(":")[2], "--mcp", "off", cwd=folder) as process:
+    port = place.rpartition(":")[2]
+    with serving_process("my-rag", "--port", port, "--mcp", "off", "--grace", "1", cwd=folder) as process:
         assert address(process) == place
         assert httpx.get(f"{place}/v1/models", headers=headers).json()["data"][0]["id"] == "my-rag"
         assert httpx.post(f"{place}/mcp", json={}, headers=headers).status_code == 404
-        process.send_signal(signal.SIGINT)
+        body = {**ASK, "stream": True, "max_tokens": 1900}
+        with httpx.stream("POST", f"{place}/v1/chat/completions", json=body, headers=headers, timeout=60) as events:
+            lines = (line.removeprefix("data: ") for line in events.iter_lines() if line)
+            assert "sources" in next(lines)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises((httpx.TransportError, AssertionError)):
+                list(until_done(lines))  # longer than the grace
         process.communicate(timeout=30)
         assert process.returncode == 0
 

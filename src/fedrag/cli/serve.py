@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fedrag import durable
 from fedrag.errors import ConfigError
 from fedrag.optional import require
 
@@ -49,6 +50,7 @@ def serve(
     local = _is_local(host)
     if no_token and not local:
         raise ConfigError(f"--no-token with --host {host}: others could ask without a token; leave one of them out")
+    durable.current(system)  # says now that there is no system
     called = system.resolve().name if name is None else name
     if mcp is Mcp.stdio:
         from fedrag.serving.mcp import run_stdio
@@ -85,20 +87,23 @@ def _is_local(host: str) -> bool:
 def _token(path: Path) -> str:
     """Read the token in a file, or write a fresh one, for its owner alone."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            token = secrets.token_urlsafe(32)
+            file.write(token + "\n")
+            return token
     except FileExistsError:
-        token = path.read_text(encoding="utf-8", errors="replace").strip()
-        if len(token) < _SHORTEST or not token.isascii() or any(letter.isspace() for letter in token):
-            raise ConfigError(
-                f"{path} holds no token: it takes {_SHORTEST} ASCII characters or more, without white space; remove it "
-                "to get a fresh one"
-            ) from None
-        return token
+        pass  # it is read
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): name another --token-file") from None
-    with os.fdopen(descriptor, "w") as file:
-        token = secrets.token_urlsafe(32)
-        file.write(token + "\n")
+    try:
+        token = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name another --token-file") from None
+    if len(token) < _SHORTEST or not token.isascii() or any(letter.isspace() for letter in token):
+        raise ConfigError(
+            f"{path} holds no token: it takes {_SHORTEST} ASCII characters or more, without white space; remove it to "
+            "get a fresh one"
+        )
     return token
 
 
