@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from fedrag import CausalLM, DenseRetriever, Document, Media, MemoryStore, SentenceEncoder
+from fedrag import CausalLM, DenseRetriever, Document, Media, MemoryStore, RAGSystem, SentenceEncoder
 from fedrag.errors import InputError, MissingExtraError, StaleIndexError, StoreError
 from fedrag.integrations import pgvector_database
 from fedrag.integrations.mirror import UNKNOWN
@@ -486,8 +487,8 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         importlib.reload(pgvector_database)
 
 
-@pytest.mark.capability("pgvector", "sync", "async", "stream", "batch")
-def test_a_system_over_a_table_answers_as_one_in_memory(database: str, sql: Any) -> None:
+@pytest.mark.capability("pgvector", "sync", "async", "stream", "batch", "save and load")
+def test_a_system_over_a_table_answers_as_one_in_memory(database: str, new: Any, sql: Any, tmp_path: Path) -> None:
     documents = theirs(sql, "asked")
     generator = CausalLM(tiny_llama(vocab=len(tiny_tokenizer())), tiny_tokenizer(), max_new_tokens=4)
     rag = from_pgvector(database, "asked", encoder=encoder(), generator=generator, top_k=2, columns=THEIRS)
@@ -501,6 +502,10 @@ def test_a_system_over_a_table_answers_as_one_in_memory(database: str, sql: Any)
     questions = TEXTS[:6]
     assert [one.hits for one in rag.query_batch(questions)] == [rag.query(question).hits for question in questions]
     assert len(rag.query(TEXTS[5], k=4).hits) == 4
+    rag.save(tmp_path / "rag")
+    with pytest.raises(InputError, match="store=<the PgVectorStore>"):
+        RAGSystem.load(tmp_path / "rag")
+    assert RAGSystem.load(tmp_path / "rag", store=new("asked", columns=THEIRS)).query(TEXTS[5], where=late) == answer
     rag.dense.store.close()
 
 
