@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
 from mcp_types import INVALID_PARAMS
 
 from fedrag import BM25, Document, MemoryStore, RAGSystem
 from fedrag.errors import StoreError
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
+from fedrag.serving.http import application
 from fedrag.serving.mcp import mcp_server
 from fedrag.serving.served import Served
 from mcp_servers import over_http
@@ -60,12 +63,10 @@ def saved(rag: RAGSystem, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["inside", pytest.param("stdio", marks=pytest.mark.slow), "http"])
-def target(request: pytest.FixtureRequest, rag: RAGSystem) -> Any:
+def target(request: pytest.FixtureRequest, rag: RAGSystem, saved: Path) -> Any:
     if request.param == "stdio":
-        words = "from sys import argv; from fedrag import RAGSystem; from fedrag.serving.mcp import run_stdio; "
-        words += "from fedrag.serving.served import Served; run_stdio(Served(RAGSystem.load(argv[1]), name='clerks'))"
-        path = str(request.getfixturevalue("saved"))
-        yield StdioServerParameters(command=sys.executable, args=["-c", words, path])
+        command = str(Path(sys.executable).with_name("fedrag"))
+        yield StdioServerParameters(command=command, args=["serve", str(saved), "--mcp", "stdio"])
         return
     server = mcp_server(Served(rag, name="clerks"))
     if request.param == "inside":
@@ -75,45 +76,26 @@ def target(request: pytest.FixtureRequest, rag: RAGSystem) -> Any:
         yield f"{url}/mcp"
 
 
-def test_every_transport_serves_all_of_it(target: Any, rag: RAGSystem) -> None:
-    wanted, answer = rag.retrieve(QUESTION, k=4, where=EVEN), rag.query(QUESTION, k=2, where=ODD)
-    steps: list[Any] = []
+def test_the_token_of_a_server_is_asked_for(rag: RAGSystem) -> None:
+    token, steps = "4711" * 8, []
 
     async def heard(*step: Any) -> None:
         steps.append(step)
 
-    async def calls(client: Client) -> Any:
-        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        found = await client.call_tool("search", {"query": QUESTION, "top_k": 4, "where": EVEN})
-        given = {"question": QUESTION, "top_k": 2, "where": ODD}
-        told = await client.call_tool("ask", given, progress_callback=heard)
-        page = await client.read_resource("document://d3")
-        many = await asyncio.gather(
-            *(client.call_tool("search", {"query": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
-            *(client.call_tool("ask", {"question": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
-        )
-        return tools, found, told, page, many
+    async def calls(url: str) -> Any:
+        web = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"})
+        async with web, Client(streamable_http_client(url, http_client=web)) as client:
+            return await client.call_tool("ask", {"question": QUESTION}, progress_callback=heard)
 
-    tools, found, told, page, many = asked(target, calls)
-    assert set(tools) == {"search", "ask"}
-    sources = found.structured_content["result"]
-    assert [(one["id"], one["text"], one["metadata"]) for one in sources] == [
-        (hit.document.id, hit.document.text, hit.document.metadata) for hit in wanted
-    ]
-    assert [one["score"] for one in sources] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
-    assert told.structured_content["answer"] == answer.text
-    assert [one["id"] for one in told.structured_content["sources"]] == [hit.document.id for hit in answer.hits]
-    assert json.loads(told.content[0].text) == told.structured_content
-    assert "".join(message for _, _, message in steps) == answer.text
-    assert [step for step, _, _ in steps] == list(range(1, len(steps) + 1))
-    assert {total for _, total, _ in steps} == {6}
-    assert len(steps) > 1
-    assert page.contents[0].text == "The key of clerk 3 is 9 ."
-    assert page.contents[0].mime_type == "text/plain"
-    for n, (first, second) in enumerate(zip(many[:20], many[20:], strict=True)):
-        one = rag.query(f"clerk {n} ?", k=1)
-        assert [hit["id"] for hit in first.structured_content["result"]] == [one.hits[0].document.id]
-        assert second.structured_content["answer"] == one.text
+    with over_http(application(Served(rag, name="clerks"), token=token, mcp=True)) as url:
+        assert asyncio.run(calls(f"{url}/mcp")).structured_content["answer"] == rag.query(QUESTION).text
+        assert len(steps) > 1
+        with MCPRetriever(MCPSource("clerks", f"{url}/mcp", token=token)) as retriever:
+            assert len(retriever.retrieve([QUESTION], k=3)[0]) == 3
+        for other in ("4712" * 8, None):
+            wrong = MCPRetriever(MCPSource("clerks", f"{url}/mcp", token=other))
+            with wrong, pytest.raises(StoreError, match="no MCP source answered"):
+                wrong.retrieve([QUESTION], k=3)
 
 
 def test_what_a_model_is_told_of_the_tools(rag: RAGSystem) -> None:
