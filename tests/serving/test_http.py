@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -12,10 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from fedrag import Document, RAGSystem
 from fedrag.serving.discreet import Discreet
@@ -176,6 +180,33 @@ def test_a_client_that_does_not_read_holds_up_nobody(rag: RAGSystem) -> None:
         while b"[DONE]" not in got:
             got += slow.recv(65536)
         assert got.count(b"chat.completion.chunk") > 100
+
+
+# -- MCP beside
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_mcp_is_served_beside_behind_the_same_token(rag: RAGSystem, mode: Any) -> None:
+    marks: list[float] = []
+
+    async def progress(made: float, total: float | None, message: str | None) -> None:
+        marks.append(made)
+
+    async def ask(server: Running) -> Any:
+        async with (
+            httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}) as http,
+            Client(streamable_http_client(f"{server.address}/mcp", http_client=http), mode=mode) as client,
+        ):
+            found = await client.call_tool("ask", {"question": QUESTION}, progress_callback=progress)
+            return found.structured_content["answer"]
+
+    with running(rag, mcp=True) as server:
+        assert asyncio.run(ask(server)) == rag.query(QUESTION).text
+        assert len(marks) > 1
+        with client_of(server, accept="text/event-stream, application/json") as client:
+            told(client.get("/mcp"), 405)  # a stream that never ends would hold the server up at its end
+            told(client.post("/mcp", json={"x": "y" * MOST_BYTES}), 413)
+            told(client.post("/mcp", json={}, headers={"host": "evil.example"}), 421)
 
 
 # -- documents that mean harm, systems that lack a part, errors inside

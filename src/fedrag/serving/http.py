@@ -67,7 +67,10 @@ def application(served: Served, *, token: str | None, hosts: Collection[str] = (
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    own: list[BaseRoute] = [Route("/health", health), *routes(served), *(beside.routes if beside is not None else ())]
+    own: list[BaseRoute] = [Route("/health", health), *routes(served)]
+    if beside is not None:
+        # no GET: such a stream never ends, and a server that keeps nothing has nothing to say on it
+        own.append(Route("/mcp", beside, methods=["POST"]))
     return Starlette(
         routes=own,
         lifespan=lifespan,

@@ -137,8 +137,8 @@ class Served:
     ) -> Reply:
         """Answer the last message, a user's, from the documents found for it; earlier messages are read before it.
 
-        A lone message is asked as `RAGSystem.stream` asks it. Writing starts as soon as a slot is free; whoever does
-        not read to the end calls `Reply.close`.
+        A lone message is asked as `RAGSystem.stream` asks it; after earlier ones all documents stand in one prompt,
+        whatever the reader. Writing starts as soon as a slot is free; who does not read to the end calls `Reply.close`.
 
         Raises `Busy`, what `RAGSystem.stream` raises, and `InputError` for messages that the chat template refuses.
         """
