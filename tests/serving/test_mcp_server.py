@@ -98,6 +98,47 @@ def test_the_token_of_a_server_is_asked_for(rag: RAGSystem) -> None:
                 wrong.retrieve([QUESTION], k=3)
 
 
+def test_every_transport_serves_all_of_it(target: Any, rag: RAGSystem) -> None:
+    wanted, answer = rag.retrieve(QUESTION, k=4, where=EVEN), rag.query(QUESTION, k=2, where=ODD)
+    steps: list[Any] = []
+
+    async def heard(*step: Any) -> None:
+        steps.append(step)
+
+    async def calls(client: Client) -> Any:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        found = await client.call_tool("search", {"query": QUESTION, "top_k": 4, "where": EVEN})
+        given = {"question": QUESTION, "top_k": 2, "where": ODD}
+        told = await client.call_tool("ask", given, progress_callback=heard)
+        page = await client.read_resource("document://d3")
+        many = await asyncio.gather(
+            *(client.call_tool("search", {"query": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
+            *(client.call_tool("ask", {"question": f"clerk {n} ?", "top_k": 1}) for n in range(20)),
+        )
+        return tools, found, told, page, many
+
+    tools, found, told, page, many = asked(target, calls)
+    assert set(tools) == {"search", "ask"}
+    sources = found.structured_content["result"]
+    assert [(one["id"], one["text"], one["metadata"]) for one in sources] == [
+        (hit.document.id, hit.document.text, hit.document.metadata) for hit in wanted
+    ]
+    assert [one["score"] for one in sources] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
+    assert told.structured_content["answer"] == answer.text
+    assert [one["id"] for one in told.structured_content["sources"]] == [hit.document.id for hit in answer.hits]
+    assert json.loads(told.content[0].text) == told.structured_content
+    assert "".join(message for _, _, message in steps) == answer.text
+    assert [step for step, _, _ in steps] == list(range(1, len(steps) + 1))
+    assert {total for _, total, _ in steps} == {6}
+    assert len(steps) > 1
+    assert page.contents[0].text == "The key of clerk 3 is 9 ."
+    assert page.contents[0].mime_type == "text/plain"
+    for n, (first, second) in enumerate(zip(many[:20], many[20:], strict=True)):
+        one = rag.query(f"clerk {n} ?", k=1)
+        assert [hit["id"] for hit in first.structured_content["result"]] == [one.hits[0].document.id]
+        assert second.structured_content["answer"] == one.text
+
+
 def test_what_a_model_is_told_of_the_tools(rag: RAGSystem) -> None:
     tools = asked(mcp_server(Served(rag, name="clerks")), lambda client: client.list_tools()).tools
     for tool in tools:
