@@ -25,12 +25,29 @@ LIBRARIES = {
     "LangChain": "langchain-core",
     "Haystack": "haystack-ai",
     "Qdrant": "qdrant-client",
+    "pgvector": "pgvector",
+    "MCP": "mcp",
+    "OpenAI": "openai",
+    "OpenAI API": "openai",
 }
+"""By the name that tests use: the package whose version is told."""
+HEADINGS = {"pgvector": "PostgreSQL", "MCP": "`MCPRetriever`", "OpenAI": "`RemoteLM`", "OpenAI API": "`fedrag serve`"}
+TESTS = ("integrations", "serving")
 CAPABILITIES = ("take, tune", "sync", "async", "stream", "batch", "filter", "trace", "save and load")
 NO = {
     ("LlamaIndex", "batch"): "LlamaIndex has no batch of queries",
     ("Haystack", "batch"): "Haystack's retrievers take one query",
     ("Qdrant", "trace"): "Qdrant's client traces nothing",
+    ("pgvector", "trace"): "psycopg traces nothing",
+    ("MCP", "stream"): "a tool's answer comes whole",
+    ("MCP", "trace"): "nothing of a question is reported",
+    ("MCP", "save and load"): "it may hold tokens: made anew where it is needed",
+    ("OpenAI", "filter"): "a model filters nothing",
+    ("OpenAI", "trace"): "nothing of a question is reported",
+    ("OpenAI API", "take, tune"): "it serves a tuned system",
+    ("OpenAI API", "batch"): "the protocol has one question a request",
+    ("OpenAI API", "trace"): "nothing of a question is reported",
+    ("OpenAI API", "save and load"): "it serves what `rag.save` wrote",
 }
 
 
@@ -62,7 +79,7 @@ def page(passed: dict[tuple[str, str], dict[str, bool]]) -> str:
         "Written by `scripts/capabilities.py`, which ran the tests: a cell leads to those that show it, and all of",
         "them passed. [How it is used](ecosystem.md).",
         "",
-        f"| | {' | '.join(LIBRARIES)} |",
+        f"| | {' | '.join(HEADINGS.get(library, library) for library in LIBRARIES)} |",
         f"|---|{'---|' * len(LIBRARIES)}",
         "| version tested | " + " | ".join(version(package) for package in LIBRARIES.values()) + " |",
     ]
@@ -82,7 +99,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail where the page says something else")
     check = parser.parse_args().check
     recorder, output = Recorder(), io.StringIO()
-    words = [str(REPOSITORY / "tests" / "integrations"), "--rootdir", str(REPOSITORY), "-m", "capability", "-q"]
+    folders = [str(REPOSITORY / "tests" / name) for name in TESTS]
+    words = [*folders, "--rootdir", str(REPOSITORY), "-m", "capability", "-q"]
     with contextlib.redirect_stdout(output):
         status = pytest.main(words, plugins=[recorder])
     wanted = {(library, one) for library in LIBRARIES for one in CAPABILITIES} - NO.keys()

@@ -14,6 +14,8 @@ FedRAGError
 │   └── QuorumError                  a federated round has fewer usable replies than the plan asks for
 └── MissingExtraError (ImportError)  an optional library is absent; names the extra to install
 ```
+
+Two more live with what raises them: `RemoteError` of a model behind an address, `Busy` of a system that is served.
 """
 
 
