@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from importlib import import_module
@@ -564,6 +565,17 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\nFalse\n", "")
     assert not alive(int(at_exit.read_text()))
+
+
+def test_the_loops_own_thread_can_end_it() -> None:
+    """As the garbage collector does, when it comes by there."""
+    retriever = MCPRetriever(MCPSource("s", telling("s", "A .")))
+    assert retriever.retrieve([QUESTION], k=1)
+    portal, end = retriever._portal, retriever._end
+    (thread,) = [one for one in threading.enumerate() if one.ident == portal.call(threading.get_ident)]
+    portal.call(end)
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.mark.capability("MCP", "take, tune")
