@@ -153,7 +153,7 @@ class DenseRetriever(Generic[E]):
 
     def check_fresh(self) -> None:
         """Raise `StaleIndexError` unless this encoder's document side wrote the store's vectors."""
-        if len(self.store) and self.store.fingerprint != self.encoder.fingerprint:
+        if self.store.fingerprint != self.encoder.fingerprint and len(self.store):
             raise StaleIndexError(
                 f"the store's {len(self.store)} vectors were written by document encoder "
                 f"{self.store.fingerprint or 'unknown'}, the retriever now has {self.encoder.fingerprint}: "
