@@ -95,8 +95,8 @@ class Database:
                 self._connection.close()
             self._connection = None
 
-    def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None and self._owner == os.getpid():
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # held here, for at the exit `os` is gone
+        if getattr(self, "_connection", None) is not None and self._owner == getpid():
             self._connection.close()  # pyright: ignore[reportOptionalMemberAccess]
 
     def __repr__(self) -> str:
