@@ -136,6 +136,14 @@ def test_a_large_body_is_refused_with_and_without_its_length(client: httpx.Clien
     assert client.post(CHAT, json={**ASK, "user": "x" * (MOST_BYTES - 1000)}).status_code == 200
 
 
+def test_fields_that_are_null_are_left_out(client: httpx.Client) -> None:
+    names = ["max_tokens", "max_completion_tokens", "stop", "stream", "stream_options", "n", "rag", "tools", "logprobs"]
+    for nulls in (dict.fromkeys(names), {"rag": {"top_k": None, "where": None}}):
+        got = client.post(CHAT, json={**ASK, **nulls}).json()
+        assert got["choices"] == client.post(CHAT, json=ASK).json()["choices"]
+        assert got["rag"]["ignored"] == []
+
+
 # -- slots and the line
 
 

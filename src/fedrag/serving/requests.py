@@ -59,6 +59,7 @@ def _no_tokens(value: Any) -> Any:
     return _listed(value)
 
 
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
 
@@ -114,9 +115,7 @@ class ChatRequest(_Request):
     messages: Annotated[list[Said], Field(min_length=1, max_length=1024)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_listed), Field(max_length=16)
-    ] = None
+    stop: Annotated[Stops | None, BeforeValidator(_listed)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
