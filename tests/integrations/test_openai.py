@@ -286,7 +286,7 @@ def test_it_is_the_generator_of_a_system(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "told"),
-    [(LSR, "LSR is taught by a CausalLM, .* is a RemoteLM"), (RALT, "RALT trains a CausalLM, .* is a RemoteLM")],
+    [(LSR, "LSR needs a CausalLM, .* is a RemoteLM"), (RALT, "RALT needs a CausalLM, .* is a RemoteLM")],
 )
 def test_objectives_that_need_its_insides_say_so(server: Server, objective: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):

@@ -232,7 +232,7 @@ def test_settings_are_checked():
         with pytest.raises(ConfigError, match=message):
             LSR(rag, **settings)
     assert not rag.dense.encoder.two_towers  # a refused objective leaves the system as it was
-    with pytest.raises(ConfigError, match="taught by a CausalLM"):
+    with pytest.raises(ConfigError, match="LSR needs a CausalLM"):
         LSR(RAGSystem(retriever=DenseRetriever(rag.dense.encoder, MemoryStore())))
 
 

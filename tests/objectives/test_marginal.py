@@ -251,7 +251,7 @@ def test_settings_are_checked():
             RAGSequence(rag, **settings)
     with pytest.raises(ConfigError, match="train='all'"):
         RAGToken(rag, train="all")
-    with pytest.raises(ConfigError, match="RAGToken trains a CausalLM, the system's generator is a Echo"):
+    with pytest.raises(ConfigError, match="RAGToken needs a CausalLM, the system's generator is a Echo"):
         RAGToken(RAGSystem(retriever=DenseRetriever(rag.dense.encoder, MemoryStore()), generator=Echo()))
     assert not rag.dense.encoder.two_towers  # a refused objective leaves the system as it was
     llama = tiny_llama(vocab=len(tiny_tokenizer()))

@@ -22,9 +22,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedrag.errors import ConfigError
-from fedrag.generators.causal import CausalLM
-from fedrag.objectives.objective import ExcludeIds, one_of
+from fedrag.objectives.objective import ExcludeIds, causal, one_of
 from fedrag.objectives.taught import Direction, Target, Taught
 from fedrag.objectives.towers import Side
 from fedrag.ops.modes import evaluating
@@ -76,17 +74,14 @@ class LSR(Taught):
         direction: Direction = "forward",
         exclude_ids: ExcludeIds | None = None,
     ) -> None:
-        if not isinstance(rag.generator, CausalLM):
-            raise ConfigError(
-                f"LSR is taught by a CausalLM, the system's generator is a {type(rag.generator).__name__}"
-            )
+        teacher = causal(rag, "LSR")
         one_of("target", target, tuple(_TARGETS))
         one_of("normalisation", normalisation, tuple(_TEACHER_TEMPERATURE))
         if teacher_temperature is None:
             teacher_temperature = _TEACHER_TEMPERATURE[normalisation]
         super().__init__(
             rag,
-            rag.generator,
+            teacher,
             k=k,
             train=train,
             temperature=temperature,

@@ -27,8 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fedrag.errors import ConfigError
-from fedrag.generators.causal import CausalLM
-from fedrag.objectives.objective import ExcludeIds, Objective, first_answer
+from fedrag.objectives.objective import ExcludeIds, Objective, causal, first_answer
 from fedrag.objectives.towers import Side, trained_side
 from fedrag.ops.marginal import rag_sequence, rag_token
 from fedrag.ops.targets import entropy, posterior, token_posterior
@@ -71,8 +70,7 @@ class Marginal(Objective):
         exclude_ids: ExcludeIds | None = None,
     ) -> None:
         name = type(self).__name__
-        if not isinstance(rag.generator, CausalLM):
-            raise ConfigError(f"{name} trains a CausalLM, the system's generator is a {type(rag.generator).__name__}")
+        causal(rag, name)
         if k < 1 or (chunk is not None and chunk < 1) or (temperature is not None and temperature <= 0):
             raise ConfigError(
                 f"{name} takes k >= 1, chunk >= 1 or None and temperature > 0 or None, "

@@ -95,12 +95,7 @@ class Objective(nn.Module):
     @property
     def generator(self) -> CausalLM:
         """The system's generator, which must be one that gives log-likelihoods."""
-        if not isinstance(self.rag.generator, CausalLM):
-            raise ConfigError(
-                f"{type(self).__name__} needs a CausalLM, the system's generator is a "
-                f"{type(self.rag.generator).__name__}: give RAGSystem a CausalLM"
-            )
-        return self.rag.generator
+        return causal(self.rag, type(self).__name__)
 
     def answer_of(self, example: Example) -> str | None:
         """The answer that is put after prompts of this example's question; `None` where no prompt is made."""
@@ -151,6 +146,16 @@ class Objective(nn.Module):
         found = [module for module in self.trained.modules() if isinstance(module, PreTrainedModel)]
         inner = {id(module) for model in found for module in model.modules() if module is not model}
         return [model for model in found if id(model) not in inner]
+
+
+def causal(rag: RAGSystem, who: str) -> CausalLM:
+    """The system's generator. Raises `ConfigError` for one that gives no log-likelihoods, as none behind an address."""
+    if not isinstance(rag.generator, CausalLM):
+        raise ConfigError(
+            f"{who} needs a CausalLM, the system's generator is a {type(rag.generator).__name__}: give RAGSystem a "
+            "CausalLM, or tune the retriever by what needs none (Contrastive, Distillation)"
+        )
+    return rag.generator
 
 
 def first_answer(example: Example) -> str | None:

@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fedrag.errors import ConfigError
-from fedrag.generators.causal import CausalLM
 from fedrag.objectives.contexts import Contexts
-from fedrag.objectives.objective import ExcludeIds, Objective, first_answer, one_of
+from fedrag.objectives.objective import ExcludeIds, Objective, causal, first_answer, one_of
 from fedrag.ops.modes import evaluating
 from fedrag.ops.targets import posterior
 from fedrag.rag import RAGSystem
@@ -71,8 +70,7 @@ class RALT(Objective):
         contexts: Contexts | None = None,
         exclude_ids: ExcludeIds | None = None,
     ) -> None:
-        if not isinstance(rag.generator, CausalLM):
-            raise ConfigError(f"RALT trains a CausalLM, the system's generator is a {type(rag.generator).__name__}")
+        causal(rag, "RALT")
         depth = rag.top_k if k is None else k
         per_row = 1 if documents_per_row is None and rag.reader == "ensemble" else documents_per_row
         if depth < 0 or (per_row is not None and per_row < 1):
