@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +10,9 @@ import typer
 
 from fedrag import durable
 from fedrag.cli import federate
+from fedrag.cli.opening import loading, open_system
 from fedrag.cli.serve import serve
-from fedrag.errors import ConfigError, FedRAGError, InputError
+from fedrag.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedrag.rag import RAGSystem
@@ -56,7 +55,7 @@ def index(
         )
     chunks = read_documents(documents, chunk_tokens=chunk_tokens or None, overlap=overlap if chunk_tokens else 0)
     if known:
-        rag = _open(system)
+        rag = open_system(system)
     else:
         rag = _build(
             "all-MiniLM-L6-v2" if encoder is None else encoder,
@@ -77,7 +76,7 @@ def ask(
     sources: Annotated[bool, typer.Option(help="List the documents that the answer was made from.")] = True,
 ) -> None:
     """Ask a system a question; the answer appears as it is written."""
-    answer = _open(system).stream(question, k=k)
+    answer = open_system(system).stream(question, k=k)
     for piece in answer:
         typer.echo(piece, nl=False)
     typer.echo()
@@ -120,7 +119,7 @@ def evaluate(
     from fedrag.evaluation import Report
     from fedrag.evaluation import evaluate as measure
 
-    report = measure(_open(system), read_examples(examples), k=k)
+    report = measure(open_system(system), read_examples(examples), k=k)
     typer.echo(str(report))
     if save:
         report.save(save)
@@ -142,13 +141,6 @@ def quickstart(
     run(out, quick=quick, seeds=seeds, encoder=encoder, controls=controls)
 
 
-def _open(system: Path) -> RAGSystem:
-    from fedrag.rag import RAGSystem
-
-    with _loading(f"the models of {system}"):
-        return RAGSystem.load(system)
-
-
 def _build(encoder: str, generator: str, lora: int, top_k: int) -> RAGSystem:
     from fedrag.encoders.sentence import SentenceEncoder
     from fedrag.generators.causal import CausalLM
@@ -156,26 +148,11 @@ def _build(encoder: str, generator: str, lora: int, top_k: int) -> RAGSystem:
     from fedrag.retrievers.dense import DenseRetriever
     from fedrag.stores.memory import MemoryStore
 
-    with _loading(f"the encoder {encoder!r}"):
+    with loading(f"the encoder {encoder!r}"):
         towers = SentenceEncoder(encoder)
-    with _loading(f"the generator {generator!r}"):
+    with loading(f"the generator {generator!r}"):
         reader = CausalLM(generator, lora=lora or None)
     return RAGSystem(retriever=DenseRetriever(towers, MemoryStore()), generator=reader, top_k=top_k)
-
-
-@contextmanager
-def _loading(what: str) -> Generator[None]:
-    """Say in one line that a model is neither in a folder nor to be had from the hub."""
-    try:
-        yield
-    except FedRAGError:
-        raise
-    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{what} cannot be loaded: pass the folder of a model, or check its name and the connection to the hub "
-            f"({type(error).__name__}: {reason})"
-        ) from error
 
 
 def _index(rag: RAGSystem, documents: list[Document], system: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from fedrag import durable
+from fedrag.cli.opening import open_system
 from fedrag.errors import ConfigError
 from fedrag.optional import require
 
@@ -44,7 +45,6 @@ def serve(
     """Serve a system over OpenAI's HTTP API and MCP, until Ctrl-C."""
     require("starlette", extra="serve")
     require("uvicorn", extra="serve")
-    from fedrag.rag import RAGSystem
     from fedrag.serving.served import Served
 
     local = _is_local(host)
@@ -55,7 +55,7 @@ def serve(
     if mcp is Mcp.stdio:
         from fedrag.serving.mcp import run_stdio
 
-        return run_stdio(Served(RAGSystem.load(system), name=called, slots=slots, waiting=waiting))
+        return run_stdio(Served(open_system(system), name=called, slots=slots, waiting=waiting))
     from fedrag.serving.http import application, listen
 
     path = Path(f"{system}.token") if token_file is None else token_file
@@ -68,7 +68,7 @@ def serve(
             "Put a proxy with TLS in front",
             err=True,
         )
-    served = Served(RAGSystem.load(system), name=called, slots=slots, waiting=waiting)
+    served = Served(open_system(system), name=called, slots=slots, waiting=waiting)
     hosts = {"localhost", "127.0.0.1", "::1", host.lower()} if local else set[str]()
     app = application(served, token=token, hosts=hosts, mcp=mcp is Mcp.http)
     typer.echo(_introduction(address, called, None if token is None else path, mcp is Mcp.http))

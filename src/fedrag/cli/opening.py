@@ -1,0 +1,36 @@
+"""Opening what a command names, and saying in one line when that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedrag.errors import FedRAGError, InputError
+
+if TYPE_CHECKING:
+    from fedrag.rag import RAGSystem
+
+
+def open_system(system: Path) -> RAGSystem:
+    """Load a saved system. Raises `InputError`, in one line, where one of its models cannot be loaded."""
+    from fedrag.rag import RAGSystem
+
+    with loading(f"the models of {system}"):
+        return RAGSystem.load(system)
+
+
+@contextmanager
+def loading(what: str) -> Generator[None]:
+    """Say in one line that a model is neither in a folder nor to be had from the hub."""
+    try:
+        yield
+    except FedRAGError:
+        raise
+    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{what} cannot be loaded: pass the folder of a model, or check its name and the connection to the hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
