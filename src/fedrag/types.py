@@ -200,6 +200,15 @@ class KnowledgeStore(Protocol):
 
 
 @runtime_checkable
+class Fillable(KnowledgeStore, Protocol):
+    """A knowledge store that others may put documents into without a vector."""
+
+    def lacking(self, batch_size: int) -> Iterator[list[Document]]:
+        """Yield, in batches, the documents that have no vector, which no search finds."""
+        ...
+
+
+@runtime_checkable
 class Retriever(Protocol):
     """Anything that finds documents for queries: dense, lexical, hybrid, remote."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedrag.encoders.sentence import SentenceEncoder
-from fedrag.errors import InputError, StaleIndexError
+from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document, Encoder
@@ -114,6 +114,52 @@ class Interrupting(SentenceEncoder):
             raise Interrupt
         self.left -= 1
         return super().encode_documents(texts)
+
+
+def test_documents_that_come_while_others_are_embedded_are_embedded_too(retriever):
+    late = [Document(f"late passage {n}", id=f"late{n}") for n in range(3)]
+
+    class Meanwhile(SentenceEncoder):
+        def encode_documents(self, texts):
+            if late:
+                retriever.store.add([late.pop()], torch.zeros(1, 32))  # as another program does
+            return super().encode_documents(texts)
+
+    came = list(late)
+    retriever.encoder = Meanwhile(tiny_sentence_transformer(seed=5))
+    assert retriever.refresh(progress=False) == 43
+    wanted = retriever.encoder.encode_documents([document.text for document in came]).detach()
+    torch.testing.assert_close(retriever.store.vectors([document.id for document in came]), wanted)
+
+
+def test_a_store_that_refuses_the_new_vectors_says_so(retriever, monkeypatch):
+    def refuse(_):
+        raise StoreError("the disk is full")
+
+    change(retriever)
+    monkeypatch.setattr("fedrag.stores.rebuild.MemoryRebuild.commit", refuse)
+    with pytest.raises(StoreError, match="disk is full"):
+        retriever.refresh(progress=False)
+
+
+def test_documents_that_came_without_a_vector_get_one():
+    class Table(MemoryStore):
+        """One that others write texts into, and zeros for their vectors."""
+
+        def lacking(self, batch_size):
+            mute = [document for document in self.documents() if not self.vectors([document.id]).any()]
+            for start in range(0, len(mute), batch_size):
+                yield mute[start : start + batch_size]
+
+    retriever = DenseRetriever(SentenceEncoder(tiny_sentence_transformer()), Table(), batch_size=4)
+    retriever.add(DOCUMENTS[:30], progress=False)
+    before = retriever.store.vectors(["d3"])
+    retriever.store.add(DOCUMENTS[30:], torch.zeros(10, 32))
+    assert retriever.refresh(progress=False) == 10
+    assert retriever.refresh(progress=False) == 0
+    wanted = retriever.encoder.encode_documents([document.text for document in DOCUMENTS[30:]]).detach()
+    torch.testing.assert_close(retriever.store.vectors([document.id for document in DOCUMENTS[30:]]), wanted)
+    assert torch.equal(retriever.store.vectors(["d3"]), before)
 
 
 def test_indexing_and_refreshing_go_on_where_they_stopped():

@@ -11,7 +11,7 @@ a query raises `StaleIndexError` in place of silently ranking by mismatched vect
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 from typing_extensions import TypeVar
 
 from fedrag.encoders.sentence import SentenceEncoder
-from fedrag.errors import InputError, StaleIndexError
+from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.modes import evaluating
 from fedrag.ops.similarity import own_candidates
-from fedrag.types import Document, Encoder, Hit, KnowledgeStore, Where
+from fedrag.types import Document, Encoder, Fillable, Hit, KnowledgeStore, Where
 
 _log = logging.getLogger(__name__)
 
@@ -138,17 +138,36 @@ class DenseRetriever(Generic[E]):
     def refresh(self, *, progress: bool = True) -> int:
         """Embed again what another document encoder wrote; return how many documents that was.
 
-        The old vectors serve until the last new one is there. Interrupted and started again, it goes on.
+        The old vectors serve until the last new one is there. Interrupted and started again, it goes on. Where others
+        write to the store, documents that came meanwhile are embedded too, and so are those that came without a vector.
         """
-        if not len(self.store) or self.store.fingerprint == self.encoder.fingerprint:
+        store, size = self.store, _WINDOW * self.batch_size
+        fresh = store.fingerprint == self.encoder.fingerprint
+        if not len(store) or (fresh and not isinstance(store, Fillable)):
             return 0
-        rebuild = self.store.rebuild(self.encoder.fingerprint)
+        with tqdm(total=len(store), desc="refresh", unit="doc", disable=not progress or fresh) as bar:
+            if isinstance(store, Fillable) and fresh:
+                return self._embed(store.lacking(size), store.update_vectors, bar)
+            rebuild = store.rebuild(self.encoder.fingerprint)
+            total = 0
+            while True:
+                came = self._embed(rebuild.missing(size), rebuild.put, bar)
+                total += came
+                try:
+                    rebuild.commit()
+                except StoreError:
+                    if not came:
+                        raise
+                else:
+                    return total
+
+    def _embed(
+        self, windows: Iterable[list[Document]], put: Callable[[Sequence[str], Tensor], None], bar: tqdm[Any]
+    ) -> int:
         total = 0
-        with tqdm(total=len(self.store), desc="refresh", unit="doc", disable=not progress) as bar:
-            for window in rebuild.missing(_WINDOW * self.batch_size):
-                rebuild.put([document.id for document in window], self.embed_documents(window, bar))
-                total += len(window)
-        rebuild.commit()
+        for window in windows:
+            put([document.id for document in window], self.embed_documents(window, bar))
+            total += len(window)
         return total
 
     def check_fresh(self) -> None:
