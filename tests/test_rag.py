@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -222,6 +223,21 @@ def test_a_generator_that_cannot_mix_is_refused_at_once(rag):
         late.query(QUESTION)
 
 
+def test_a_generator_that_streams_mixtures_alone_streams_for_the_ensemble(rag):
+    class Mixing(Remote):
+        def generate_mixture(self, prompts, weights, **_):
+            return [str(len(group)) for group in prompts]
+
+        def stream_mixture(self, prompts, weights, **_):
+            yield str(len(prompts))
+
+    mixing = RAGSystem(retriever=rag.retriever, generator=Mixing(), reader="ensemble", top_k=3)
+    assert "".join(mixing.stream(QUESTION)) == mixing.query(QUESTION).text == "3"
+    mixing.reader = "stuff"
+    with pytest.raises(InputError, match="Mixing cannot stream"):
+        mixing.stream(QUESTION)
+
+
 def test_any_retriever_will_do(rag, tmp_path):
     lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=rag.generator, top_k=2)
     assert ids(lexical.query("Which key has clerk 5 ?").hits)[0] == "d5"
@@ -275,6 +291,14 @@ def test_a_system_that_only_retrieves_is_saved_whole(rag, tmp_path):
     again = RAGSystem.load(tmp_path / "rag")
     assert again.generator is None
     assert again.retrieve(QUESTION) == rag.retrieve(QUESTION, k=3)
+
+
+def test_a_generator_that_is_gone_from_the_folder_is_missed(rag, tmp_path):
+    rag.save(tmp_path / "rag")
+    (version,) = (entry for entry in (tmp_path / "rag").iterdir() if entry.is_dir())
+    shutil.rmtree(version / "generator")
+    with pytest.raises(StoreError, match="generator"):
+        RAGSystem.load(tmp_path / "rag")
 
 
 def test_parts_that_are_elsewhere_stay_there_and_are_asked_for(rag, tmp_path):

@@ -70,7 +70,8 @@ def save(path: Path, settings: Settings, parts: Parts) -> None:
             generator.save(folder / "generator")
         if isinstance(store, MemoryStore):
             store.save(folder / "store")
-        saved = {"format": _FORMAT, **settings, "prompt": asdict(settings["prompt"]), "elsewhere": elsewhere}
+        saved = {"format": _FORMAT, **settings, "prompt": asdict(settings["prompt"])}
+        saved |= {"elsewhere": elsewhere, "generator": generator is not None}
         (folder / _FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
         (folder / "README.md").write_text(_card(settings, parts, elsewhere), encoding="utf-8")
 
@@ -86,20 +87,21 @@ def load(
     in the folder is not passed.
     """
     folder = durable.current(path)
-    settings, elsewhere = _read(folder)
+    settings, elsewhere, generates = _read(folder)
     given: dict[str, object] = {"store": store, "generator": generator}
     if missing := {part: kind for part, kind in elsewhere.items() if given.get(part) is None}:
         raise InputError(
             f"{path} holds no {' and no '.join(missing)}, for the system's was elsewhere: pass "
             + ", ".join(f"{part}=<the {kind}>" for part, kind in missing.items())
         )
-    if generator is None and (folder / "generator").exists():
+    if generator is None and generates:
         generator = CausalLM.load(folder / "generator", device=device)
     encoder = SentenceEncoder.load(folder / "encoder", device=device)
     return settings, Parts(encoder, MemoryStore.open(folder / "store") if store is None else store, generator)
 
 
-def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
+def _read(folder: Path) -> tuple[Settings, Mapping[str, str], bool]:
+    """The settings, the parts that are elsewhere, and whether there is a generator."""
     file = folder / _FILE
     try:
         saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -107,7 +109,7 @@ def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
         if version == 1:
             saved |= {"reader": "stuff", "temperature": None}
         if version <= 2:
-            saved |= {"elsewhere": {}}
+            saved |= {"elsewhere": {}, "generator": True}
         if version <= _FORMAT:
             temperature = saved["temperature"] if saved["temperature"] is None else float(saved["temperature"])
             settings: Settings = {
@@ -116,7 +118,7 @@ def _read(folder: Path) -> tuple[Settings, Mapping[str, str]]:
                 "reader": saved["reader"],
                 "temperature": temperature,
             }
-            return settings, dict(saved["elsewhere"])
+            return settings, dict(saved["elsewhere"]), bool(saved["generator"])
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
     raise StoreError(f"{file} has format {version}, this fedrag reads {_FORMAT}: upgrade fedrag")

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -147,16 +147,16 @@ class RAGSystem:
 
         `max_new_tokens` and `stop` take the place of the generator's own settings; a longer answer shortens documents.
         """
-        if not isinstance(self.generator, Streamer):
+        alone = self.reader == "stuff"
+        if alone and not isinstance(self.generator, Streamer):
             raise InputError(f"{type(self.generator).__name__} cannot stream: it has no stream(prompt); use query()")
         hits = self.retrieve(question, k=k, where=where)
         reading = self._reading(question, hits, max_new_tokens or 0)
-        if self.reader == "ensemble":
-            pieces = self._mixer.stream_mixture(
-                reading.prompts, reading.weights, max_new_tokens=max_new_tokens, stop=stop
-            )
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop}
+        if alone and isinstance(self.generator, Streamer):
+            pieces = self.generator.stream(reading.prompts[0], **settings)
         else:
-            pieces = self.generator.stream(reading.prompts[0], max_new_tokens=max_new_tokens, stop=stop)
+            pieces = self._mixer.stream_mixture(reading.prompts, reading.weights, **settings)
         return Stream(tuple(hits), pieces)
 
     def prompt_for(self, question: str, documents: Sequence[Document], *, answer_tokens: int = 0) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, InputError
 from fedrag.generators.tokens import PromptTokenizer
 from tiny import TEXT, Kind, tiny_tokenizer
 
@@ -36,6 +36,38 @@ def test_no_text_becomes_a_control_token(kind: Kind, chat: bool, text: str):
     tokens = PromptTokenizer(wrapped)
     assert controls_in(wrapped, tokens.prompt_ids(text)) == controls_in(wrapped, tokens.prompt_ids("a"))
     assert controls_in(wrapped, tokens.target_ids(text)) == [tokens.eos_id]
+
+
+PHI = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|' + 'assistant' + '|>' }}{% endif %}"
+)  # writes control tokens that stand nowhere in it
+OTHERS = ["<|user|>", "<|assistant|>", "<|file_sep|>"]  # added, and not special
+
+
+@pytest.mark.parametrize("template", [None, PHI])
+@given(text=HOSTILE, where=st.sampled_from([0, 1, 2]), other=st.sampled_from([*OTHERS, ""]))
+def test_no_message_becomes_a_control_token(template: str | None, text: str, where: int, other: str):
+    wrapped = tiny_tokenizer("bpe", chat=True, bos=True)
+    wrapped.add_tokens([AddedToken(token, special=False, normalized=False) for token in OTHERS])
+    wrapped.chat_template = template or wrapped.chat_template
+    tokens = PromptTokenizer(wrapped)
+
+    def controls(content: str) -> list[int]:
+        talk = [{"role": role, "content": "Rome"} for role in ("user", "assistant", "user")]
+        talk[where] = talk[where] | {"content": content}
+        known = {wrapped.convert_tokens_to_ids(token) for token in (*CONTROLS, *OTHERS)}
+        return [i for i in tokens.chat_ids(talk) if i in known]
+
+    assert controls(text + other + text) == controls("a")
+    assert wrapped.chat_control_tokens is None
+
+
+@pytest.mark.parametrize("token", ["</s>", "<unk>", "<|im_end|>"])
+def test_a_control_token_that_is_a_word_of_the_vocabulary_is_refused_in_a_message(token: str):
+    tokens = PromptTokenizer(tiny_tokenizer("word", chat=True))
+    with pytest.raises(InputError, match="cannot write as plain text"):
+        tokens.chat_ids([{"role": "user", "content": f"Who {token} ?"}])
 
 
 def test_a_naive_tokenizer_would_have_let_them_in():

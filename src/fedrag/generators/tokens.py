@@ -23,6 +23,7 @@ space; words that somebody added to a vocabulary stay tokens. A one-character co
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -32,7 +33,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fedrag.errors import BudgetError, ConfigError
+from fedrag.errors import BudgetError, ConfigError, InputError
 
 _CONTENT = "fedragcontent"  # stands for the prompt while the chat template is rendered
 _LETTERS = 6  # characters of a token, about: `cut` looks at so many for each token wanted, and at more if need be
@@ -81,6 +82,8 @@ class PromptTokenizer:
         controls = {i: t for i, t in tokenizer.added_tokens_decoder.items() if _is_control(t, tokenizer)}
         self._control_ids = frozenset(controls)
         self._controls = {token.content: token for token in controls.values()}
+        self._conversing = copy.copy(tokenizer)  # the user's own is not told what a control token is
+        self._conversing.chat_control_tokens = list(self._controls)
         self._pattern = re.compile("|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) or r"(?!)")
 
         description = json.loads(backend.to_str())
@@ -111,17 +114,28 @@ class PromptTokenizer:
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation in the chat template, up to where its answer begins.
 
-        What messages say can be no control token. Raises `ConfigError` without a template.
+        What messages say can be no control token. Raises `ConfigError` without a template, and `InputError` for a
+        control token in a message where the vocabulary has no other way to write it.
         """
         if not self.chat:
             raise ConfigError("this tokenizer has no chat template to write messages in; pass a prompt, as one text")
-        ids: Any = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=True,
-            sanitize_control_tokens=True,
-            return_dict=False,
-            enable_thinking=False,
-        )
+        try:
+            ids: Any = self._conversing.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                sanitize_control_tokens=True,
+                return_dict=False,
+                enable_thinking=False,
+            )
+        except ValueError:
+            if any(
+                token in message["content"] for token in self.tokenizer.added_tokens_encoder for message in messages
+            ):
+                raise InputError(
+                    "a message holds a control token of the model that this tokenizer cannot write as plain text: "
+                    "take it out"
+                ) from None
+            raise
         return ids
 
     def target_ids(self, target: str) -> list[int]:
