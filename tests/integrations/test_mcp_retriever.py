@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from mcp import StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.server import MCPServer
 from mcp_types import (
     CallToolResult,
@@ -30,9 +32,12 @@ from mcp_types import (
 
 from fedrag import BM25, RALT, Document, Example, RAGSystem, RAGTrainer, SentenceEncoder, evaluate
 from fedrag.errors import ConfigError, InputError, MissingExtraError, StoreError
+from fedrag.integrations import mcp_thread
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
+from fedrag.integrations.mcp_connection import Closed, Connection
 from fedrag.integrations.mcp_reading import MOST, documents, passages
 from fedrag.integrations.mcp_source import search
+from fedrag.integrations.mcp_thread import Loop
 from mcp_servers import FOREIGN, counted, notes, over_http, telling
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_sentence_transformer
@@ -144,6 +149,7 @@ def test_what_is_not_plain_is_an_error_of_the_first_question() -> None:
         ({"target": "localhost:8000"}, "must be an http"),
         ({"target": "http://me:pass-4711@host/mcp"}, "without a user or password"),
         ({"token": "pass-4711"}, "need a URL"),
+        ({"name": "s:t"}, "without a colon"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -199,6 +205,12 @@ def test_what_holds_no_text_is_no_document(value: Any) -> None:
 def test_a_server_cannot_pass_for_another() -> None:
     (found,) = passages({"text": "a", "source": "t", "metadata": {"page": 3}}, "s")
     assert found.metadata == {"source": "s", "origin": "t", "page": 3}
+
+
+def test_a_server_cannot_say_that_others_found_it_too() -> None:
+    for members in ({"text": "a", "also": ["t"]}, {"text": "a", "metadata": {"also": ["t"]}}):
+        (found,) = passages(members, "s")
+        assert found.metadata == {"source": "s"}
 
 
 def test_an_answer_without_end_is_read_so_far() -> None:
@@ -501,6 +513,41 @@ def test_headers_reach_the_server_and_nobody_else(caplog: pytest.LogCaptureFixtu
     assert QUESTION not in caplog.text
 
 
+NOISY = """
+import sys
+from mcp.server import MCPServer
+
+print("pass-4711 on stdout", flush=True)
+print("pass-4712 on stderr", file=sys.stderr, flush=True)
+server = MCPServer("noisy", log_level="ERROR")
+
+@server.tool()
+def search(query: str) -> str:
+    raise ValueError("pass-4713 when asked")
+
+server.run("stdio")
+"""
+
+
+def test_what_a_process_prints_is_not_repeated(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, command = (
+        logging.getLogger("mcp.client.stdio"),
+        StdioServerParameters(command=sys.executable, args=["-c", NOISY]),
+    )
+    # mcp took stderr when it was imported; here it is what a program's is
+    monkeypatch.setattr(stdio_client.__wrapped__, "__defaults__", (sys.stderr,))
+    before = list(log.filters)
+    with MCPRetriever(MCPSource("noisy", command)) as retriever:
+        with pytest.raises(StoreError, match="noisy: Refused"):
+            retriever.retrieve([QUESTION], k=1)
+        log.warning("said by the program")
+    assert "pass-471" not in caplog.text + "".join(capfd.readouterr())
+    assert "said by the program" in caplog.text
+    assert log.filters == before
+
+
 # -- in a program
 
 
@@ -540,6 +587,151 @@ def test_a_question_that_nobody_waits_for_is_cancelled() -> None:
         assert ended == ["a"]
 
 
+def hanging() -> tuple[MCPServer[Any], list[str], threading.Event]:
+    """A server of tools that hang: who connected, and whether it is asked."""
+    server, connections = counted()
+    asked = threading.Event()
+
+    @server.tool()
+    async def search(query: str) -> str:
+        if query == "hang":
+            asked.set()
+            await asyncio.sleep(100)
+        return "A ."
+
+    return server, connections, asked
+
+
+def test_closing_gives_up_what_is_asked() -> None:
+    (server, connections, asked), said = hanging(), []
+    retriever = MCPRetriever(MCPSource("s", server, timeout=60))
+
+    def ask() -> None:
+        with pytest.raises(StoreError) as error:
+            retriever.retrieve(["hang"], k=1)
+        said.append(str(error.value))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert asked.wait(30)
+    began = time.monotonic()
+    retriever.close()
+    thread.join(30)
+    assert time.monotonic() - began < 10
+    assert "(s: Closed)" in said[0]
+    assert len(connections) == 1  # nothing was opened for it again
+    assert texts(retriever.retrieve(["fine"], k=1)[0]) == ["A ."]
+    retriever.close()
+
+
+def test_a_question_of_an_event_loop_ends_with_an_error_when_closed() -> None:
+    (server, _, asked) = hanging()
+    retriever = MCPRetriever(MCPSource("s", server, timeout=60))
+
+    async def ask() -> None:
+        asking = asyncio.create_task(retriever.aretrieve(["hang"], k=1))
+        await asyncio.to_thread(asked.wait, 30)
+        await asyncio.to_thread(retriever.close)
+        with pytest.raises(StoreError, match=r"\(s: Closed\)"):
+            await asking
+
+    asyncio.run(ask())
+
+
+def test_closing_does_not_wait_for_a_server_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, go, asked = MCPServer("s", log_level="ERROR"), threading.Event(), threading.Event()
+
+    @server.tool()
+    def search(query: str) -> str:
+        asked.set()
+        go.wait(30)
+        return "A ."
+
+    monkeypatch.setattr(mcp_thread, "PATIENCE", 0.2)
+    retriever = MCPRetriever(MCPSource("s", server))
+
+    def ask() -> None:
+        with pytest.raises(StoreError, match="Closed|was closed"):
+            retriever.retrieve([QUESTION], k=1)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert asked.wait(30)
+    began, thread = time.monotonic(), retriever._loop.thread
+    retriever.close()
+    assert time.monotonic() - began < 5
+    go.set()
+    for one in (asking, thread):
+        one.join(30)
+        assert not one.is_alive()
+
+
+def test_what_is_closed_opens_nothing() -> None:
+    server, connections = counted()
+
+    async def ask() -> Any:
+        connection = Connection(MCPSource("s", server))
+        await connection.close()
+        return await connection.ask_all([QUESTION], 1)
+
+    assert [type(one) for one in asyncio.run(ask())] == [Closed]
+    loop = Loop([MCPSource("s", server)])
+    loop.end()
+    with pytest.raises(StoreError, match="was closed while it was asked"):
+        loop.ask([QUESTION], 1)
+    assert connections == []
+
+
+def test_closing_and_asking_at_once_ends_in_answers_or_errors() -> None:
+    retriever, until, seen = MCPRetriever(MCPSource("s", telling("s", "A ."))), time.monotonic() + 2, []
+
+    def ask() -> None:
+        while time.monotonic() < until:
+            try:
+                seen.append(texts(retriever.retrieve([QUESTION], k=1)[0]))
+            except StoreError as error:
+                seen.append("Closed" in str(error) or "was closed" in str(error))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < until:
+        time.sleep(0.03)
+        retriever.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    retriever.close()
+    assert [one for one in seen if one not in (["A ."], True)] == []
+    assert ["A ."] in seen
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("manner", ["ask", "close", "drop"])
+def test_a_forked_child_leaves_the_connections_to_its_parent(manner: str, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    retriever = MCPRetriever(MCPSource("notes", notes(starts)))
+    wanted = texts(retriever.retrieve(["a"], k=3)[0])
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.alarm(30)  # a child that hangs is killed
+            if manner == "ask":
+                status = int(texts(retriever.retrieve(["a"], k=3)[0]) != wanted)
+            if manner != "drop":
+                retriever.close()
+            del retriever
+            status = 0 if manner != "ask" else status
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert texts(retriever.retrieve(["a"], k=3)[0]) == wanted
+    assert len(starts.read_text().split()) == (2 if manner == "ask" else 1)
+    retriever.close()
+
+
 FORGETFUL = """
 import sys
 from pathlib import Path
@@ -571,11 +763,11 @@ def test_the_loops_own_thread_can_end_it() -> None:
     """As the garbage collector does, when it comes by there."""
     retriever = MCPRetriever(MCPSource("s", telling("s", "A .")))
     assert retriever.retrieve([QUESTION], k=1)
-    portal, end = retriever._portal, retriever._end
-    (thread,) = [one for one in threading.enumerate() if one.ident == portal.call(threading.get_ident)]
-    portal.call(end)
-    thread.join(30)
-    assert not thread.is_alive()
+    loop = retriever._loop
+    assert loop.thread in threading.enumerate()
+    loop._loop.call_soon_threadsafe(loop.end)
+    loop.thread.join(30)
+    assert not loop.thread.is_alive()
 
 
 @pytest.mark.capability("MCP", "take, tune")

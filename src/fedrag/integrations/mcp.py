@@ -10,7 +10,8 @@
 Every server is connected to once, with the first question, and again only when the connection broke; `close()`, or
 leaving the `with` block, ends the servers that were started. The tool that searches and its parameters are found from
 what each server says of itself (`mcp_source`). A source that fails is left out, with a warning; when none answers, that
-is a `StoreError`. Nothing that a server says when it fails is repeated, and no header, token or command.
+is a `StoreError`. Nothing that a server says when it fails is repeated, nor what its process
+writes to stderr, and no header, token or command.
 
 >>> server = MCPServer("notes")
 >>> @server.tool()
@@ -24,18 +25,19 @@ is a `StoreError`. Nothing that a server says when it fails is repeated, and no 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import warnings
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from types import TracebackType
 
 from fedrag.errors import ConfigError, InputError, StoreError
 from fedrag.filters import compile_filter
-from fedrag.integrations.mcp_connection import Connection
 from fedrag.integrations.mcp_source import MCPSource
+from fedrag.integrations.mcp_thread import CLOSED, Found, Loop
 from fedrag.objectives.cross_encoder import Judge, PairScorer
 from fedrag.ops.similarity import all_pairs
 from fedrag.optional import require
@@ -45,13 +47,10 @@ from fedrag.types import Document, Encoder, Hit, Where
 
 require("mcp", extra="mcp")
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal  # noqa: E402
 from mcp import StdioServerParameters as StdioServerParameters  # noqa: E402
 from mcp.server import MCPServer as MCPServer  # noqa: E402
 
 _FUSION = 60  # Cormack et al. 2009, "Reciprocal rank fusion": 1 / (60 + rank), summed over the lists
-
-Found = list[list[Document] | Exception]  # of one source: documents per query, or why there are none
 
 
 class MCPRetriever:
@@ -83,9 +82,8 @@ class MCPRetriever:
         self._dense = DenseRetriever(rerank, MemoryStore()) if encodes else None  # embeds in batches, without dropout
         self._pairs = None if encodes or rerank is None else PairScorer(rerank)
         self.fetch = fetch
-        self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
-        self._connections: list[Connection] = []
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._loop: Loop | None = None
         self._end: weakref.finalize[..., MCPRetriever] | None = None
 
     def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
@@ -96,9 +94,11 @@ class MCPRetriever:
             StoreError: if no source answered.
         """
         _check(queries, k, where)
-        future = self._open().start_task_soon(_ask, self._connections, list(queries), max(k, self.fetch))
+        future = self._open().ask(list(queries), max(k, self.fetch))
         try:
             found = future.result()
+        except CancelledError:
+            raise StoreError(CLOSED) from None
         finally:
             future.cancel()  # interrupted here, it need not go on there
         return self._ranked(queries, found, k, where)
@@ -106,15 +106,23 @@ class MCPRetriever:
     async def aretrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """`retrieve`, for an event loop; cancelling it cancels the questions."""
         _check(queries, k, where)
-        portal = await asyncio.to_thread(self._open)
-        future = portal.start_task_soon(_ask, self._connections, list(queries), max(k, self.fetch))
-        found = await asyncio.wrap_future(future)
+        future = self._open().ask(list(queries), max(k, self.fetch))
+        try:
+            found = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise StoreError(CLOSED) from None
         return await asyncio.to_thread(self._ranked, queries, found, k, where)
 
     def close(self) -> None:
-        """End all connections and the servers that were started. The next question opens them again."""
+        """End all connections and the servers that were started, and what is asked meanwhile, with a `StoreError`.
+
+        The next question opens them again.
+        """
+        self._forget()
         with self._lock:
-            end, self._end, self._portal = self._end, None, None
+            end, self._end, self._loop = self._end, None, None
         if end is not None:
             end()
 
@@ -124,17 +132,20 @@ class MCPRetriever:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _open(self) -> BlockingPortal:
-        """The event loop, in a thread of its own, and no connection yet."""
+    def _open(self) -> Loop:
+        """The event loop with its connections, none of which is open before the first question."""
+        self._forget()
         with self._lock:
-            if self._portal is None:
-                stack = ExitStack()
-                portal = self._portal = stack.enter_context(start_blocking_portal(name="fedrag-mcp"))
-                connections = self._connections = [Connection(source) for source in self.sources]
-                stack.callback(portal.call, _close, connections)
+            if self._loop is None:
+                self._loop = Loop(self.sources)
                 # also when nobody closes it: with the object, or with the process
-                self._end = weakref.finalize(self, _end, stack, portal.call(threading.get_ident))
-            return self._portal
+                self._end = weakref.finalize(self, self._loop.end)
+            return self._loop
+
+    def _forget(self) -> None:
+        """In a forked child, leave the connections to the parent: the thread that holds them is there alone."""
+        if self._pid != os.getpid():
+            self._lock, self._end, self._loop, self._pid = threading.Lock(), None, None, os.getpid()
 
     def _ranked(self, queries: Sequence[str], found: list[Found], k: int, where: Where | None) -> list[list[Hit]]:
         """The k best hits per query, of each source's documents per query."""
@@ -199,21 +210,6 @@ class _Fused:
         metadata = {**self.document.metadata, **({"also": others} if others else {})}
         score = sum(1 / (_FUSION + rank) for rank in self.places.values())
         return Hit(replace(self.document, metadata=metadata), score)
-
-
-async def _ask(connections: list[Connection], queries: list[str], count: int) -> list[Found]:
-    return await asyncio.gather(*(connection.ask_all(queries, count) for connection in connections))
-
-
-async def _close(connections: list[Connection]) -> None:
-    await asyncio.gather(*(connection.close() for connection in connections))
-
-
-def _end(stack: ExitStack, thread: int) -> None:
-    if threading.get_ident() == thread:  # the garbage collector came by on the loop's own thread, which cannot wait
-        threading.Thread(target=stack.close).start()
-    else:
-        stack.close()
 
 
 def _check(queries: Sequence[str], k: int, where: Where | None) -> None:

@@ -7,6 +7,7 @@ client. The process of a stdio server lives as long: it is started once, not wit
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -19,14 +20,22 @@ from fedrag.types import Document
 require("mcp", extra="mcp")
 
 import httpx2  # noqa: E402
-from mcp import Client, MCPError  # noqa: E402
+from mcp import Client, MCPError, StdioServerParameters  # noqa: E402
+from mcp.client.stdio import stdio_client  # noqa: E402
 from mcp.client.streamable_http import streamable_http_client  # noqa: E402
 from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, Tool  # noqa: E402
 
 _AT_ONCE = 16  # questions of one call that a server has at the same time
 _LINKS = 8  # linked resources that are read for one answer
-_PATIENCE = 8.0  # seconds for a server to part in peace; mcp ends a process that does not in less
 _GONE = (CONNECTION_CLOSED, INVALID_REQUEST)  # the second: over HTTP, of a session that the server forgot
+
+
+PATIENCE = 8.0
+"""Seconds for a server to part in peace; mcp ends a process that does not in less."""
+
+
+class Closed(Exception):
+    """The retriever was closed while it was asked."""
 
 
 class Refused(Exception):
@@ -50,6 +59,8 @@ class Connection:
         self.source = source
         self._held: _Held | None = None
         self._tasks: dict[asyncio.Task[None], _Held] = {}
+        self._asking: set[asyncio.Task[list[Document]]] = set()
+        self._closed = False
 
     async def ask_all(self, queries: list[str], count: int) -> list[list[Document] | Exception]:
         """Documents per query, or why there are none.
@@ -65,7 +76,12 @@ class Connection:
             async with places:
                 if failed:
                     return failed[0]
-                (found,) = await asyncio.gather(self._ask(query, count), return_exceptions=True)
+                task = asyncio.create_task(self._ask(query, count))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+                (found,) = await asyncio.gather(task, return_exceptions=True)
+                if isinstance(found, asyncio.CancelledError):  # by close(): who cancels the question gets no further
+                    found = Closed()
                 if isinstance(found, FedRAGError) or not isinstance(found, (list, Exception)):
                     raise found
                 if isinstance(found, Exception) and not isinstance(found, Refused):
@@ -75,15 +91,17 @@ class Connection:
         return await asyncio.gather(*map(outcome, queries))
 
     async def close(self) -> None:
-        """Close what is open; a server that does not part in time is left, its process killed."""
-        self._held = None
+        """Close what is open, for good; a server that does not part in time is left, its process killed."""
+        self._closed, self._held = True, None
+        for asking in self._asking:  # a question may be as patient as it likes, and nothing is opened for it again
+            asking.cancel()
         for task, held in self._tasks.items():
             held.leave.set()
             if not held.opened.done():
                 task.cancel()
         for _ in range(2):
             if self._tasks:
-                await asyncio.wait(self._tasks, timeout=_PATIENCE)
+                await asyncio.wait(self._tasks, timeout=PATIENCE)
             for task in self._tasks:
                 task.cancel()
 
@@ -123,6 +141,8 @@ class Connection:
         return found
 
     def _hold(self) -> _Held:
+        if self._closed:
+            raise Closed
         if self._held is None:
             held = self._held = _Held(asyncio.get_running_loop().create_future())
             task = asyncio.create_task(self._open(held))
@@ -150,6 +170,9 @@ class Connection:
                 web = httpx2.AsyncClient(headers=self.source.sent(), timeout=self.source.timeout)
                 await stack.enter_async_context(web)
                 target = streamable_http_client(target, http_client=web)
+            elif isinstance(target, StdioServerParameters):  # what it writes to stderr is nobody's here
+                quiet = stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115 - the stack closes it
+                target = stdio_client(target, quiet)
             client = await stack.enter_async_context(Client(target))
             page = await client.list_tools()
             tools = page.tools

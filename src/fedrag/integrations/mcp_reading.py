@@ -66,7 +66,7 @@ def passages(value: Any, source: str) -> list[Document]:
 
     A document's id is the one that the object gives, after the source's name and a colon; else the hash of its text.
     Its metadata has the source's name as "source", what the object has under "metadata", and its other members; a
-    "source" of its own is called "origin".
+    "source" of its own is called "origin", and an "also" of its own is left out.
     """
     return _unique(_passages(value, source, 0))
 
@@ -107,6 +107,7 @@ def _document(members: Mapping[str, Any], text: str, source: str) -> Document:
             metadata |= cast(dict[str, Any], theirs)
     if "source" in metadata:
         metadata["origin"] = metadata["source"]
+    metadata.pop("also", None)  # the retriever says there who else found a text
     # no server may pass for another
     return Document(text, f"{source}:{members[own]}" if own else "", metadata | {"source": source})
 

@@ -58,8 +58,11 @@ class MCPSource:
     timeout: float = field(default=30.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("name='': an MCP source needs a name, which its documents' ids begin with")
+        if not self.name or ":" in self.name:
+            raise ConfigError(
+                f"name={self.name!r}: an MCP source needs a name, without a colon: its documents' ids begin with it "
+                "and a colon"
+            )
         if not 0 < self.timeout < float("inf"):
             raise ConfigError(f"timeout={self.timeout} of the MCP source {self.name!r}: it must be a number above 0")
         web = isinstance(self.target, str)
