@@ -126,6 +126,15 @@ class Served:
             starts = range(0, len(texts), dense.batch_size)
             return torch.cat([await self._find(encode, texts[start : start + dense.batch_size]) for start in starts])
 
+    async def document(self, id: str) -> Document | None:
+        """Return the document of an id, `None` where none has it.
+
+        Raises `Busy`, what the store raises, and `InputError` for a system whose retriever has no store.
+        """
+        store = self.rag.dense.store
+        with self._place():
+            return await self._find(lambda: store.get([id])[0] if id in store else None)
+
     async def answer(
         self,
         messages: Sequence[Message],
