@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -75,9 +75,12 @@ class Decoder:
                 texts[place] = cut(self.tokens.decode(answer), stop)
         return texts
 
-    def pieces(self, mixed: Mixed, steps: int, stop: Sequence[str]) -> Iterator[str]:
-        """Yield the pieces of what `texts` returns for one mixture, each as soon as nothing can take it back."""
-        shown, text = "", ""
+    def pieces(self, mixed: Mixed, steps: int, stop: Sequence[str]) -> Generator[str, None, str]:
+        """Yield the pieces of what `texts` returns for one mixture, each as soon as nothing can take it back.
+
+        Returns why the answer ends: "length" when it was cut off after `steps` tokens, else "stop".
+        """
+        shown, text, written = "", "", list[int]()
         for (written,) in self._greedy([mixed], steps, stop):
             text = self.tokens.decode(written)
             seen = visible(text, stop)
@@ -86,6 +89,7 @@ class Decoder:
                 shown = seen
         if rest := cut(text, stop)[len(shown) :]:
             yield rest
+        return "length" if len(written) == steps and not stops(text, stop) else "stop"
 
     def _greedy(self, mixtures: Sequence[Mixed], steps: int, stop: Sequence[str]) -> Iterator[list[list[int]]]:
         def halt(written: Sequence[int]) -> bool:

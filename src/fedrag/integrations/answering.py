@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast, runtime_checkable
 
+from fedrag.errors import FedRAGError
 from fedrag.generators.causal import CausalLM
 from fedrag.generators.tokens import Message
 from fedrag.types import Generator, Streamer
 
 Asked = str | list[Message]
 """A prompt, or messages for a generator that holds conversations."""
+
+
+class RemoteError(FedRAGError):
+    """A model behind an address did not answer, or not with a text; names model, host, status and the next step."""
 
 
 @runtime_checkable
@@ -50,4 +55,9 @@ def pieces(
         return cast(Chatter, generator).chat(what, max_new_tokens=max_new_tokens, stop=stop)
     if isinstance(generator, Streamer):
         return generator.stream(what, max_new_tokens=max_new_tokens, stop=stop)
-    return iter(generator.generate([what], max_new_tokens=max_new_tokens, stop=stop))
+    return _whole(generator, what, max_new_tokens, stop)
+
+
+def _whole(generator: Generator, prompt: str, max_new_tokens: int | None, stop: Sequence[str] | None) -> Iterator[str]:
+    # written when the first piece is asked for, as a stream is: whoever serves others does it on a thread for that
+    yield from generator.generate([prompt], max_new_tokens=max_new_tokens, stop=stop)

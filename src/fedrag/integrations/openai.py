@@ -12,23 +12,24 @@ trained by what needs no generator (`Contrastive`, `Distillation`).
 RemoteLM('qwen3', base_url='http://127.0.0.1:8000/v1')
 
 Key, headers, prompts and what a server says of an error are in no error and no log. Of the environment, neither keys
-nor organisation are read: one that is meant for another server is not sent to this one.
+nor organisation nor headers (`OPENAI_CUSTOM_HEADERS`) are sent: they may be meant for another server.
 """
 
 # ruff: noqa: E402  (imports after `require`)
 from __future__ import annotations
 
+import os
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
-from fedrag.errors import ConfigError, FedRAGError, InputError
+from fedrag.errors import ConfigError, InputError
 from fedrag.generators.tokens import Message
-from fedrag.integrations.answering import Asked
+from fedrag.integrations.answering import Asked, RemoteError
 from fedrag.optional import require
 
 require("openai", extra="openai")
@@ -46,10 +47,6 @@ _STEPS = {
 }
 _CODES = {"context_length_exceeded", "insufficient_quota", "invalid_api_key", "model_not_found", "rate_limit_exceeded"}
 """What a server may say of an error and be quoted: words of the protocol, which can hold nothing of a prompt."""
-
-
-class RemoteError(FedRAGError):
-    """A model behind an address did not answer, or not with a text; names model, host, status and the next step."""
 
 
 class RemoteLM:
@@ -111,6 +108,13 @@ class RemoteLM:
         self._key = (lambda: api_key) if isinstance(api_key, str) else api_key
         more = (headers or {}).items()
         self._more = {name.lower(): _sendable(f"the header {name}", value) for name, value in more}
+        named = (line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines())
+        self._left_out = {
+            "authorization",
+            "openai-organization",
+            "openai-project",
+            *map(str.lower, filter(None, named)),
+        }
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._extra = dict(extra_body or {})
         # redirects are not followed: prompt and headers would go where nobody sent them
@@ -169,8 +173,7 @@ class RemoteLM:
     def _headers(self) -> dict[str, Any]:
         """The headers of a request, made anew for each, as keys change; those of the environment are left out."""
         key = {} if self._key is None else {"authorization": f"Bearer {_sendable('api_key', self._key())}"}
-        left_out = dict.fromkeys(("authorization", "openai-organization", "openai-project"), openai.Omit())
-        return {**left_out, **key, **self._more}
+        return {**dict.fromkeys(self._left_out, openai.Omit()), **key, **self._more}
 
     def _open(self, what: Asked, body: dict[str, Any], *, stream: bool) -> Any:
         """Send a request. Raises what `_call` explains."""
@@ -190,8 +193,8 @@ class RemoteLM:
             raise self._wrong("answered without a text", step)
         return text.strip()
 
-    def _pieces(self, what: Asked, body: dict[str, Any]) -> Iterator[str]:
-        ended, begun, held = False, False, ""  # held: white space, which may turn out to be the end
+    def _pieces(self, what: Asked, body: dict[str, Any]) -> Generator[str, None, Any]:
+        ended, begun, held = None, False, ""  # why it ends; held: white space, which may turn out to be the end
         with self._open(what, body, stream=True) as events:
             while (event := self._call(lambda: next(events, None))) is not None:
                 if (first := _first(event)) is None:
@@ -202,9 +205,10 @@ class RemoteLM:
                 if said := text.rstrip():
                     begun = True
                     yield said
-                ended = ended or self._ending(first) is not None
-        if not ended:
+                ended = ended or self._ending(first)
+        if ended is None:
             raise self._wrong("broke off in the middle of its answer", "ask again, or see its log")
+        return ended
 
     def _ending(self, choice: Any) -> Any:
         """Why the answer ends here, if it does. Raises `RemoteError` where the server took it away."""

@@ -21,8 +21,9 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fedrag.errors import BudgetError, InputError, StaleIndexError, StoreError
+from fedrag.integrations.answering import RemoteError
 from fedrag.optional import require
-from fedrag.serving.discreet import log_to_stderr
+from fedrag.serving.discreet import Discreet, log_to_stderr
 from fedrag.serving.openai import failure, routes
 from fedrag.serving.requests import Refusal
 from fedrag.serving.served import Busy, Served
@@ -42,7 +43,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 2**20
 """The largest body of a request."""
+_READ_ON = 32 * MOST_BYTES  # so much is read of one that is refused: who still sends would see a reset, and no reason
 _PATIENCE = 60.0  # seconds for a body to come in
+_SHORT = 5.0  # and for one that is refused already
 
 
 def application(served: Served, *, token: str | None, hosts: Collection[str] = (), mcp: bool = False) -> Starlette:
@@ -55,6 +58,7 @@ def application(served: Served, *, token: str | None, hosts: Collection[str] = (
         mcp: serve its MCP server too, at `/mcp`.
     """
     beside = _mcp(served) if mcp else None
+    logging.getLogger("uvicorn.error").addFilter(_discreet)  # whichever program runs the server
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -80,6 +84,7 @@ def application(served: Served, *, token: str | None, hosts: Collection[str] = (
             InputError: _input,
             Busy: _busy,
             ClientDisconnect: _left,
+            RemoteError: _remote,
             StoreError: _store,
             Exception: _inside,
         },
@@ -122,6 +127,13 @@ def web_server(app: Starlette, *, grace: float) -> uvicorn.Server:
     )
 
 
+def _discreet(record: logging.LogRecord) -> bool:
+    """Take what an exception says out of a line of the log, for every handler."""
+    if record.exc_info:
+        record.exc_text, record.exc_info = Discreet().formatException(record.exc_info), None
+    return True
+
+
 def _done(_signal: int, _frame: object) -> None:
     """A signal that uvicorn raises once more when it has carried it out: the process ends as one that did its work."""
 
@@ -136,18 +148,19 @@ class _Guard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         refused = self._refused(scope, headers)
-        if refused is None:
+        if refused is None or "expect" not in headers:  # who expects a word before sending is told the reason at once
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(_PATIENCE if refused is None else _SHORT):
                     body = await _body(receive)
             except TimeoutError:
-                refused = failure(408, f"the body took more than {_PATIENCE:.0f} seconds", headers=_CLOSE)
+                late = failure(408, f"the body took more than {_PATIENCE:.0f} seconds", headers=_CLOSE)
+                refused = refused or late
             else:
                 if body is None:
                     return None
-                if len(body) <= MOST_BYTES:
+                if refused is None and len(body) <= MOST_BYTES:
                     return await self.app(scope, _again(body, receive), send)
-                refused = _too_large()
+                refused = refused or _too_large()
         await refused(scope, receive, send)
 
     def _refused(self, scope: Scope, headers: Headers) -> Response | None:
@@ -169,6 +182,7 @@ class _Guard:
 
 
 _CLOSE = {"connection": "close"}
+_log = logging.getLogger(__name__)
 
 
 def _too_large() -> Response:
@@ -182,13 +196,14 @@ def _name(host: str) -> str:
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body, or a little more than `MOST_BYTES` of it; `None` from a client that has left."""
-    body = bytearray()
-    more = True
-    while more and len(body) <= MOST_BYTES:
+    body, seen, more = bytearray(), 0, True
+    while more and seen <= _READ_ON:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
+        part = message.get("body", b"")
+        seen += len(part)
+        body += part if len(body) <= MOST_BYTES else b""
         more = message.get("more_body", False)
     return bytes(body)
 
@@ -226,6 +241,11 @@ async def _store(request: Request, error: Exception) -> Response:
         raise error
     said = "another encoder wrote the index: whoever runs this server must refresh it (retriever.refresh())"
     return failure(503, said, code="stale_index", headers={"retry-after": "60"})
+
+
+async def _remote(_: Request, error: Exception) -> Response:
+    _log.warning("%s", error)  # model, host, status and the next step, and nothing that was asked
+    return failure(502, str(error), code="generator_failed")
 
 
 async def _left(_: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from fedrag.integrations.answering import RemoteError
 from fedrag.optional import require
 from fedrag.serving.requests import ChatRequest, EmbeddingRequest, Refusal, Search, read
 from fedrag.serving.served import Reply, Served
@@ -100,9 +101,11 @@ class _Endpoints:
     async def embeddings(self, request: Request) -> Response:
         asked = read(EmbeddingRequest, await request.body())
         self._known(asked.model)
+        if asked.dimensions is not None:  # one text tells, before the others are embedded
+            width = (await self.served.embed(asked.input[:1], asked.input_type)).shape[1]
+            if asked.dimensions != width:
+                raise Refusal(f"dimensions: this model's vectors have {width}; leave it out", param="dimensions")
         vectors = await _unless_left(request, self.served.embed(asked.input, asked.input_type))  # [n, d]
-        if asked.dimensions not in (None, vectors.shape[1]):
-            raise Refusal(f"dimensions: this model's vectors have {vectors.shape[1]}; leave it out", param="dimensions")
         data = [
             {"object": "embedding", "index": place, "embedding": row}
             for place, row in enumerate(_written(vectors, asked.encoding_format))
@@ -148,8 +151,11 @@ async def _events(reply: Reply, head: dict[str, Any], told: dict[str, Any], usag
         if usage:
             yield _event({**head, "choices": [], "usage": _usage(reply)})
         yield b"data: [DONE]\n\n"
-    except Exception:  # whatever it is, the client learns that the answer is not whole; the server's log tells the rest
-        yield b"event: error\n" + _event(_error(500, "the answer broke off inside the server; ask again"))
+    except Exception as error:  # whatever it is, the client learns that the answer is not whole; the log tells the rest
+        status, said = 500, "the answer broke off inside the server; ask again"
+        if isinstance(error, RemoteError):
+            status, said = 502, str(error)
+        yield b"event: error\n" + _event(_error(status, said))
         raise
 
 

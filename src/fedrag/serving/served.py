@@ -3,7 +3,8 @@
 One thread searches and embeds, for tokenizers and encoders serve one caller at a time; `slots` threads write answers.
 Who finds them taken waits in line, and a line that is too long is refused at once (`Busy`), which serves everybody
 better than time-outs. What is written goes into a buffer that `max_new_tokens` bounds: a client that reads slowly holds
-no slot, and one that goes away ends its generation with the next piece. The work itself is `RAGSystem`'s.
+no slot, and one that goes away ends its generation: a `CausalLM`'s with the next token, also where nothing of it is
+to be seen, another's with its next piece. The work itself is `RAGSystem`'s.
 
 >>> import asyncio
 >>> from fedrag import BM25, Document, RAGSystem
@@ -19,8 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from jinja2 import TemplateError
@@ -33,6 +33,7 @@ from fedrag.generators.tokens import Message, check_room
 from fedrag.integrations.answering import asked, chats, pieces
 from fedrag.prompts import Tokens
 from fedrag.rag import RAGSystem
+from fedrag.serving.reply import Left, Meter, Reply
 from fedrag.types import Document, Hit, Streamer, Where
 
 P = ParamSpec("P")
@@ -43,34 +44,6 @@ _STOPPING = "the server is stopping: ask another one, or this one when it is bac
 
 class Busy(FedRAGError):
     """The line is full, or the server stops: ask again in a while."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """An answer on its way: the hits are known, `pieces` yields the text, and can be iterated once.
-
-    `prompt_tokens` and `tokens` count what the model read before its first token and the tokens that it made, an end
-    token included; they and `finish` ("length": as many tokens as it may) are final when `pieces` is through. They are
-    `None` for a generator that is no `CausalLM`. The ensemble reader reads a prompt for every hit, of one length.
-    """
-
-    hits: tuple[Hit, ...] = field(repr=False)
-    pieces: AsyncIterator[str] = field(init=False, repr=False)
-    prompt_tokens: int | None = None
-    tokens: int | None = None
-    limit: int | None = None
-    job: Future[None] = field(init=False, repr=False)
-    left: threading.Event = field(default_factory=threading.Event, repr=False)
-
-    @property
-    def finish(self) -> Literal["stop", "length"]:
-        """Why the answer ends."""
-        return "length" if self.tokens is not None and self.tokens == self.limit else "stop"
-
-    def close(self) -> None:
-        """Stop writing: nobody reads any further. Closing what is written already changes nothing."""
-        self.left.set()
-        self.job.cancel()  # if it still waits in line
 
 
 class Served:
@@ -91,7 +64,7 @@ class Served:
         self._count = threading.Lock()
         self._finding = ThreadPoolExecutor(1, thread_name_prefix="fedrag-find")
         self._writing = ThreadPoolExecutor(slots, thread_name_prefix="fedrag-write")
-        self._meter, self._hooks = _Meter(), list[RemovableHandle]()
+        self._meter, self._hooks = Meter(), list[RemovableHandle]()
         if isinstance(rag.generator, CausalLM):
             entry = rag.generator.model.get_input_embeddings()
             self._hooks.append(entry.register_forward_pre_hook(self._meter))
@@ -160,8 +133,9 @@ class Served:
         return reply
 
     def close(self) -> None:
-        """Refuse whoever comes now, and forget whoever waits; answers being written end on their own."""
-        self._closed = True
+        """Refuse whoever comes now, and whoever waits (`Busy`); answers being written end on their own."""
+        with self._count:
+            self._closed = True
         for pool in (self._finding, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
         for hook in self._hooks:
@@ -216,12 +190,18 @@ class Served:
             with suppress(RuntimeError):  # the loop is closed, and whoever read is gone with it
                 loop.call_soon_threadsafe(buffer.put_nowait, piece)
 
+        def told() -> Generator[str]:
+            # fedrag's own generators return why they end, which nobody else asks for
+            if (yield from source) == "length":
+                reply.finish = "length"
+
         def write() -> None:
-            self._meter.start()
-            for piece in source:
-                if reply.left.is_set():
-                    break
-                put(piece)
+            self._meter.start(reply.left)
+            with suppress(Left):
+                for piece in told():
+                    if reply.left.is_set():
+                        break
+                    put(piece)
             if isinstance(self.rag.generator, CausalLM):
                 reply.prompt_tokens, reply.tokens = self._meter.prompt, self._meter.passes
 
@@ -231,15 +211,33 @@ class Served:
                     yield piece
                 if reply.job.cancelled():
                     raise Busy(_STOPPING)
-                reply.job.result()  # raises what the generation raised
+                try:
+                    reply.job.result()
+                except InputError as error:  # what was asked is checked before, so it is no fault of who asked
+                    raise RuntimeError(f"the {type(self.rag.generator).__name__} broke off its answer") from error
             finally:
                 reply.close()
 
-        reply.job, reply.pieces = self._writing.submit(write), read()
+        reply.job, reply.pieces = self._submit(self._writing, write), read()
         reply.job.add_done_callback(lambda _: put(None))
 
     async def _find(self, function: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-        return await asyncio.wrap_future(self._finding.submit(function, *args, **settings))
+        job = self._submit(self._finding, function, *args, **settings)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):  # `close` took it out of the line, and nobody else
+                raise Busy(_STOPPING) from None
+            raise
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **settings: P.kwargs
+    ) -> Future[T]:
+        with self._count:
+            if self._closed:
+                raise Busy(_STOPPING)
+            return pool.submit(function, *args, **settings)
 
     @contextmanager
     def _place(self) -> Generator[None]:
@@ -255,21 +253,6 @@ class Served:
         finally:
             with self._count:
                 self.inside -= 1
-
-
-class _Meter(threading.local):
-    """Counts what enters a model in this thread: the tokens of the first pass, and the passes, one for each token."""
-
-    prompt = 0
-    passes = 0
-
-    def start(self) -> None:
-        self.prompt = self.passes = 0
-
-    def __call__(self, _module: Any, inputs: tuple[Tensor, ...]) -> None:
-        if not self.passes:
-            self.prompt = inputs[0].numel()
-        self.passes += 1
 
 
 def _written(messages: Sequence[Message]) -> str:
