@@ -651,7 +651,7 @@ def test_closing_does_not_wait_for_a_server_that_stands_still(monkeypatch: pytes
     retriever = MCPRetriever(MCPSource("s", server))
 
     def ask() -> None:
-        with pytest.raises(StoreError, match="Closed|was closed"):
+        with pytest.raises(StoreError, match=r"Closed|was closed"):
             retriever.retrieve([QUESTION], k=1)
 
     asking = threading.Thread(target=ask)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,11 +19,12 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import INVALID_PARAMS
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS
 
 from fedrag import BM25, Document, MemoryStore, RAGSystem
 from fedrag.errors import StoreError
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
+from fedrag.serving.discreet import Discreet
 from fedrag.serving.http import application
 from fedrag.serving.mcp import mcp_server
 from fedrag.serving.served import Served
@@ -225,6 +229,9 @@ class Broken(MemoryStore):
 
     kind: type[Exception] = StoreError
 
+    def __contains__(self, id: object) -> bool:
+        raise self.kind(f"/site/data/4711 is truncated; {id}")
+
     def search(self, *args: Any, **settings: Any) -> Any:
         raise self.kind(f"/site/data/4711 is truncated; {QUESTION}")
 
@@ -238,6 +245,76 @@ def test_an_error_inside_says_nothing_of_the_site(kind: type[Exception], said: s
     assert result.is_error
     assert said in text(result)
     assert "4711" not in text(result)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(StoreError, "index them anew"), (RuntimeError, "Error creating resource")])
+def test_an_error_inside_of_a_document_names_nobody(kind: type[Exception], said: str) -> None:
+    rag, log = tiny_system(), io.StringIO()
+    rag.dense.store = Broken()
+    rag.dense.store.kind = kind
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(Discreet("%(message)s"))
+    logger = logging.getLogger("mcp.server")
+    logger.addHandler(handler)
+
+    async def calls(client: Client) -> MCPError:
+        with pytest.raises(MCPError, match=said) as error:
+            await client.read_resource("document://patient%20Smith")
+        return error.value
+
+    try:
+        error = asked(mcp_server(Served(rag, name="clerks")), calls)
+    finally:
+        logger.removeHandler(handler)
+    assert error.code == INTERNAL_ERROR
+    assert "4711" not in str(error)
+    assert "Smith" not in log.getvalue()
+    assert "4711" not in log.getvalue()
+    assert ("RuntimeError" in log.getvalue()) == (kind is RuntimeError)
+
+
+def test_a_document_waits_in_the_same_line_and_is_read_by_the_same_thread() -> None:
+    inside, go, threads = threading.Event(), threading.Event(), set[str]()
+
+    class Slow(MemoryStore):
+        def get(self, ids: Sequence[str]) -> list[Document]:
+            threads.add(threading.current_thread().name)
+            inside.set()
+            go.wait(30)
+            return super().get(ids)
+
+    rag = tiny_system()
+    rag.dense.store = Slow()
+    rag.add(DOCUMENTS, progress=False)
+
+    async def calls(client: Client) -> Any:
+        first = asyncio.create_task(client.read_resource("document://d3"))
+        await asyncio.to_thread(inside.wait, 30)
+        with pytest.raises(MCPError, match="ask again in a while"):
+            await client.read_resource("document://d4")
+        go.set()
+        return await first
+
+    read = asked(mcp_server(Served(rag, name="clerks", slots=1, waiting=0)), calls)
+    assert read.contents[0].text == "The key of clerk 3 is 9 ."
+    assert {name.rpartition("_")[0] for name in threads} == {"fedrag-find"}
+
+
+def test_an_error_that_comes_from_itself_is_logged_once() -> None:
+    def tired(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, tired)
+    try:
+        int("a question")
+    except ValueError as error:
+        error.__cause__ = error
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        lines = Discreet().formatException((type(error), error, error.__traceback__)).splitlines()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [line for line in lines if not line.startswith(" ")] == ["ValueError"]
 
 
 def test_who_leaves_stops_the_writing() -> None:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import traceback
@@ -20,13 +21,25 @@ from typing import Any
 
 
 class Discreet(logging.Formatter):
-    """Exceptions by class and place in the code, without what they say."""
+    """Exceptions by class and place in the code, without what they say.
+
+    The message of such a record stays a template: what is filled in may be what was asked for.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as text; others see it unchanged, and how others write its exception is not used."""
+        if record.exc_info:
+            record = copy.copy(record)
+            record.args, record.exc_text = (), None
+        return super().format(record)
 
     def formatException(self, ei: Any) -> str:
         """The places and the class of an exception, and of those that it came from."""
         error: BaseException | None = ei[1]
         lines: list[str] = []
-        while error is not None:
+        seen: set[int] = set()  # an error may come from itself
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
             places = traceback.extract_tb(error.__traceback__)
             lines += [
                 type(error).__qualname__,

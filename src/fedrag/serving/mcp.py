@@ -20,7 +20,6 @@ caller got wrong comes back as the tool's error, which names the value; of other
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ require("mcp", extra="mcp")
 
 from mcp.server import MCPServer  # noqa: E402
 from mcp.server.mcpserver import Context, ResourceSecurity  # noqa: E402
-from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError  # noqa: E402
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError  # noqa: E402
 from mcp_types import ToolAnnotations  # noqa: E402
 
 _FILTER = (
@@ -106,13 +105,14 @@ def mcp_server(served: Served) -> MCPServer[Any]:
             description=f"Answer a question from the documents of {name!r}: the answer, and the passages found for it.",
             annotations=hints,
         )
-    if isinstance(retriever := served.rag.retriever, DenseRetriever):
-        store = retriever.store
+    if isinstance(served.rag.retriever, DenseRetriever):
 
         async def document(id: str) -> str:
-            if not await asyncio.to_thread(store.__contains__, id):
+            with _told(ResourceError):
+                found = await served.document(id)
+            if found is None:
                 raise ResourceNotFoundError(f"there is no document {id!r}; ids are those that the tool 'search' gives")
-            return (await asyncio.to_thread(store.get, [id]))[0].text
+            return found.text
 
         server.resource(
             "document://{id}",
@@ -139,13 +139,11 @@ def _sources(hits: Sequence[Hit]) -> list[Source]:
 
 
 @contextmanager
-def _told() -> Generator[None]:
+def _told(kind: type[ToolError | ResourceError] = ToolError) -> Generator[None]:
     """Let callers know what they can mend."""
     try:
         yield
     except (InputError, Busy) as error:
-        raise ToolError(str(error)) from None
+        raise kind(str(error)) from None
     except StoreError:  # its message may have a path, or an address
-        raise ToolError(
-            "the documents cannot be searched now: whoever runs this server has to index them anew"
-        ) from None
+        raise kind("the documents cannot be searched now: whoever runs this server has to index them anew") from None
