@@ -10,7 +10,7 @@ One's own SQL goes on as before, with the tuned encoder's vectors on both sides:
 Every change is one transaction: others see it done or not begun, also when this process dies. Tuning makes its vectors
 in a table beside, and swaps them in at the end; interrupted, `retriever.refresh()` goes on. Any number of processes
 may read and write; those that write to one table take turns. Beside the table lies `fedrag_stores`, which notes whose
-vectors each table of the schema holds.
+vectors each column of the schema holds; what an encoder made that is no longer noted is refused.
 
 Hits are exact: what PostgreSQL finds is scored again from its vectors, and looked at with the filter again
 (`pgvector_filters` says why). Score and order are those of a `MemoryStore`.
@@ -19,21 +19,20 @@ Hits are exact: what PostgreSQL finds is scored again from its vectors, and look
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, suppress
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from fedrag.errors import InputError, StoreError
+from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.filters import compile_filter
 from fedrag.integrations.mirror import SAMPLE, UNKNOWN, wrote
 from fedrag.integrations.pgvector_database import Connection, Database, Source
-from fedrag.integrations.pgvector_filters import holdable
 from fedrag.integrations.pgvector_rebuild import PgVectorRebuild
+from fedrag.integrations.pgvector_rows import found, known
 from fedrag.integrations.pgvector_search import Search, matrix
 from fedrag.integrations.pgvector_table import Columns, PgTable, Shape
-from fedrag.optional import require
 from fedrag.prompts import Prompt
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
@@ -41,14 +40,7 @@ from fedrag.stores.matrix import Matrix, plain, plain_with_ids
 from fedrag.stores.table import encode
 from fedrag.types import Document, Encoder, Generator, Hit, Where
 
-require("psycopg", extra="pgvector")
-require("pgvector", extra="pgvector")
-
-import psycopg  # noqa: E402
-
 __all__ = ["Columns", "PgVectorStore", "from_pgvector"]
-
-Row = tuple[Any, ...]
 
 
 class PgVectorStore:
@@ -76,6 +68,7 @@ class PgVectorStore:
         self._database = Database(database)
         self._table = PgTable(schema, table, columns)
         self._exact = exact
+        self._given: set[str] = set()  # ids of documents that `lacking` gave
 
     def add(self, documents: Sequence[Document], vectors: Tensor) -> None:
         """Insert or replace documents with their `[n, d]` vectors; a replaced one takes its place at the end."""
@@ -85,6 +78,7 @@ class PgVectorStore:
         encode(documents)  # refuses what no store keeps
         rows = [self._table.row(document) for document in documents]
         with self._writing() as connection:
+            self._table.check_seen(connection)
             shape = self._fitting(connection, vectors)
             connection.execute(
                 "CREATE TEMPORARY TABLE fedrag_staged (nr bigint, id text, text text, metadata text, media bytea[], "
@@ -94,7 +88,7 @@ class PgVectorStore:
                 copy.set_types(["bigint", "text", "text", "text", "bytea[]", "vector"])
                 for number, (row, vector) in enumerate(zip(rows, vectors.numpy(), strict=True)):
                     copy.write_row((number, *row, vector))
-            connection.execute(self._table.upsert(shape))
+            self._table.upsert(connection, shape)
 
     def search(self, vectors: Tensor, k: int, where: Where | None = None) -> list[list[Hit]]:
         """Return, per row of `[n, d]`, the k best hits among the documents that match `where`, best first."""
@@ -115,12 +109,12 @@ class PgVectorStore:
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents of these ids, in order. An unknown id is an `InputError`."""
         with self._database.transaction() as connection:
-            return [self._table.document(row) for row in self._known(connection, ids)]
+            return [self._table.document(row) for row in known(connection, self._table, ids).values()]
 
     def vectors(self, ids: Sequence[str]) -> Tensor:
         """Return the `[n, d]` float32 vectors of these ids, in order. Raises `StoreError` where there is none."""
         with self._database.transaction() as connection:
-            rows = self._known(connection, ids, vectors=True)
+            rows = list(known(connection, self._table, ids, vectors=True).values())
         if not rows:
             return torch.empty((0, 0), device="cpu")
         if lacking := [row[0] for row in rows if row[4] is None]:
@@ -131,11 +125,11 @@ class PgVectorStore:
         """Delete these documents; return how many were there."""
         with self._writing() as connection:
             shape = self._table.shape(connection)
-            there = list(self._found(connection, ids))
+            there = list(found(connection, self._table, ids))
             if shape is None or not there:
                 return 0
-            delete = self._table.sql("DELETE FROM {table} WHERE {id} = ANY(%s::text[]::{type}[])", type=shape.type)
-            return connection.execute(delete, [there]).rowcount
+            delete = "DELETE FROM {table} WHERE {id} = ANY(%s::text[]::{type}[])"
+            return self._table.run(connection, delete, [there], type=shape.type).rowcount
 
     def documents(self) -> Iterator[Document]:
         """Stream every document, in the order in which they came; those of a table that was there, by their ids."""
@@ -147,54 +141,69 @@ class PgVectorStore:
         """Replace the vectors of documents that are there already."""
         vectors = plain_with_ids(vectors, ids)
         with self._writing() as connection:
-            rows = self._known(connection, ids)
+            self._table.check_seen(connection)
+            rows = known(connection, self._table, ids, given=self._given)
             if rows:
                 shape = self._fitting(connection, vectors)
-                update = self._table.sql(
-                    "UPDATE {table} SET {vector} = %b WHERE {id} = %s::text::{type}", type=shape.type
-                )
-                pairs = zip(vectors.numpy(), rows, strict=True)
-                connection.cursor().executemany(update, [(vector, row[0]) for vector, row in pairs])
+                update = "UPDATE {table} SET {vector} = %b WHERE {id} = %s::text::{type}"
+                pairs = [(vectors[number].numpy(), row[0]) for number, row in rows.items()]
+                connection.cursor().executemany(self._table.sql(update, type=shape.type), pairs)
+        self._given.difference_update(map(self._table.key, ids))
+
+    def lacking(self, batch_size: int) -> Iterator[list[Document]]:
+        """Yield, in batches, the documents that have no vector: rows that others' SQL brought."""
+        if self._table.own or not self.made:
+            return
+        query = self._table.sql("SELECT {document} FROM {table} WHERE {vector} IS NULL ORDER BY {order}")
+        rows = self._database.stream(query)
+        while batch := [self._table.document(row) for row in islice(rows, batch_size)]:
+            self._given.update(document.id for document in batch)
+            yield batch
 
     def rebuild(self, fingerprint: str) -> PgVectorRebuild:
         """Start new vectors for all documents, or go on with those that an earlier process left."""
         if not fingerprint:
             raise InputError("a rebuild needs the fingerprint of the encoder that makes its vectors, got ''")
-        return PgVectorRebuild(self._database, self._table, fingerprint, known=self._known)
+        return PgVectorRebuild(self._database, self._table, fingerprint)
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the document encoder that wrote the vectors, as `fedrag_stores` has it."""
+        """Fingerprint of the document encoder that wrote the vectors, as `fedrag_stores` has it.
+
+        Setting it, `add` and `update_vectors` raise `StaleIndexError` if it is no longer what this thread saw last.
+        """
         with self._database.transaction() as connection:
-            return self._table.notes(connection)[0]
+            return self._table.saw(self._table.notes(connection)[0])
 
     @fingerprint.setter
     def fingerprint(self, value: str) -> None:
         with self._writing() as connection:
-            noted, rebuilding = self._table.notes(connection)
+            noted, rebuilding = self._table.check_seen(connection, value)
             if noted != value:
                 self._table.note(connection, value, rebuilding)
+            self._table.saw(value)
 
     def __len__(self) -> int:
         with self._database.transaction() as connection:
-            if self._table.shape(connection) is None:
-                return 0
-            ((count,),) = connection.execute(self._table.sql("SELECT count(*) FROM {table}")).fetchall()
-            return count
+            return self._table.count(connection)
 
     def __contains__(self, id: object) -> bool:
         with self._database.transaction() as connection:
-            return isinstance(id, str) and bool(self._found(connection, [id]))
+            return isinstance(id, str) and bool(found(connection, self._table, [id]))
 
     def __repr__(self) -> str:
         return f"PgVectorStore({self._table.full!r} in {self._database!r})"
 
     def sample(self, count: int) -> tuple[list[Document], Tensor]:
-        """Return some documents, drawn at random, and their `[n, d]` vectors; none where any has no vector."""
+        """Return the first document, the last, and some drawn at random, and their `[n, d]` vectors.
+
+        Documents without a vector are left out.
+        """
+        query = "(SELECT {document}, {vector} FROM {table} WHERE {vector} IS NOT NULL ORDER BY "
+        ends = ("{order} LIMIT 1)", "{order} DESC LIMIT 1)", "random() LIMIT %s)")
         with self._database.transaction() as connection:
-            query = "SELECT {document}, {vector} FROM {table} ORDER BY {vector} IS NULL DESC, random() LIMIT %s"
-            rows = connection.execute(self._table.sql(query), [count], binary=True).fetchall()
-        if not rows or rows[0][4] is None:
+            rows = self._table.run(connection, " UNION ALL ".join(query + end for end in ends), [count]).fetchall()
+        if not rows:
             return [], torch.empty((0, 0), device="cpu")
         return [self._table.document(row) for row in rows], torch.from_numpy(matrix([row[4] for row in rows]))
 
@@ -224,33 +233,6 @@ class PgVectorStore:
             self._table.widen(connection, width)
         return shape
 
-    def _found(self, connection: Connection, ids: Sequence[str], *, vectors: bool = False) -> dict[str, Row]:
-        """Return the rows of those documents that are there, by their ids as they lie in the table."""
-        keys = [key for key in map(self._table.key, ids) if holdable(key)]
-        shape = self._table.shape(connection) if keys else None
-        if shape is None:
-            return {}
-        select = self._table.sql(
-            "SELECT {document}, {vector} FROM {table} " if vectors else "SELECT {document} FROM {table} "
-        )
-        try:
-            with connection.transaction():
-                typed = self._table.sql("WHERE {id} = ANY(%s::text[]::{type}[])", type=shape.type)
-                rows = connection.execute(select + typed, [keys], binary=True).fetchall()
-        except psycopg.DataError:  # some id is no number, or no UUID: it is not there, but others may be
-            some = self._table.sql("WHERE {id}::text = ANY(%s)")
-            rows = connection.execute(select + some, [keys], binary=True).fetchall()
-        wanted = set(keys)  # and none that is only equal for the database, as the number 07 is to 7
-        return {row[0]: row for row in rows if row[0] in wanted}
-
-    def _known(self, connection: Connection, ids: Sequence[str], *, vectors: bool = False) -> list[Row]:
-        """Return the rows of these documents, in order. An unknown id is an `InputError`."""
-        there = self._found(connection, ids, vectors=vectors)
-        for id in ids:
-            if self._table.key(id) not in there:
-                raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
-        return [there[self._table.key(id)] for id in ids]
-
 
 def from_pgvector(
     database: Source,
@@ -267,12 +249,13 @@ def from_pgvector(
     """Return a system over a table that is there; `schema`, `columns` and `exact` are those of `PgVectorStore`.
 
     What wrote its vectors stands nowhere at first. So some of its documents are embedded again: where the vectors
-    agree, the encoder is taken to be the one that wrote them, and noted. Where they do not, or any row has no vector,
-    queries raise `StaleIndexError` until `rag.retriever.refresh()`.
+    agree, the encoder is taken to be the one that wrote them, and noted. Where they do not, or none has a vector,
+    queries raise `StaleIndexError` until `rag.retriever.refresh()`. Rows without a vector are not found until then.
     """
     store = PgVectorStore(database, table, schema=schema, columns=columns, exact=exact)
     if not store.made:
         raise InputError(f"there is no table {schema}.{table}; PgVectorStore makes one with its first documents")
     if len(store) and store.fingerprint in ("", UNKNOWN, encoder.fingerprint):
-        store.fingerprint = encoder.fingerprint if wrote(encoder, *store.sample(SAMPLE)) else UNKNOWN
+        with suppress(StaleIndexError):  # another process has noted meanwhile whose they are
+            store.fingerprint = encoder.fingerprint if wrote(encoder, *store.sample(SAMPLE)) else UNKNOWN
     return RAGSystem(retriever=DenseRetriever(encoder, store), generator=generator, prompt=prompt, top_k=top_k)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from threading import RLock
@@ -56,8 +56,10 @@ class Database:
             connection = self._open()
             try:
                 with connection.transaction():
-                    while self._over:
-                        connection.execute(SQL("CLOSE {}").format(Identifier(self._over.pop())))
+                    over = [self._over.pop() for _ in range(len(self._over))]
+                    there = "SELECT name FROM pg_cursors WHERE name = ANY(%s)"  # some may be gone with others' sessions
+                    for (name,) in connection.execute(there, [over]).fetchall() if over else ():
+                        connection.execute(SQL("CLOSE {}").format(Identifier(name)))
                     if writing is not None:
                         wait_for(connection, writing)
                     yield connection
@@ -112,27 +114,25 @@ class Database:
     def _connected(self) -> Connection:
         try:
             connection = psycopg.connect(self._source) if isinstance(self._source, str) else self._source()
-            connection.autocommit = True
-            connection.execute("SET client_encoding TO 'UTF8'")
+            try:
+                connection.autocommit = True
+                connection.prepare_threshold = None  # behind pgbouncer the next server knows no statement of this one
+                connection.execute("SET client_encoding TO 'UTF8'")
+                if not isinstance(self._source, str):
+                    self._place = f"{connection.info.host}/{connection.info.dbname}"
+                self._extend(connection)
+            except BaseException:
+                connection.close()
+                raise
         except psycopg.Error as error:
             raise StoreError(
                 f"cannot connect to {self._place} ({self._reason(error)}); check that it is up and lets you in"
             ) from None
-        if not isinstance(self._source, str):
-            self._place = f"{connection.info.host}/{connection.info.dbname}"
-        try:
-            self._extend(connection)
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def _extend(self, connection: Connection) -> None:
-        try:
-            register_vector(connection)
-            return
-        except psycopg.ProgrammingError:
-            pass  # the type is not there: the extension is made, where that is allowed
+        with suppress(psycopg.ProgrammingError):  # the type is not there: the extension is made, where that is allowed
+            return register_vector(connection)
         try:
             with connection.transaction():
                 wait_for(connection, "extension")
@@ -146,11 +146,8 @@ class Database:
             ) from None
 
     def _reason(self, error: psycopg.Error) -> str:
-        if not isinstance(self._source, str):
-            return type(error).__name__
-        return (
-            str(error).partition("\n")[0] or type(error).__name__
-        )  # of PostgreSQL's own words, which have no password
+        told = str(error) if isinstance(self._source, str) else ""  # PostgreSQL's own words have no password
+        return told.partition("\n")[0] or type(error).__name__
 
 
 def wait_for(connection: Connection, name: str) -> None:

@@ -1,14 +1,15 @@
 """What of a filter PostgreSQL can decide: a condition on `jsonb` that lets through all that matches, and hardly more.
 
 JSON in PostgreSQL compares nearly as `fedrag.filters` does: true is no number, 1 is 1.0. Three things differ. Numbers
-are decimals there, and above 2**53 not those of Python; some strings cannot be in JSON there at all; and strings are
-in the order of the database's language, unless they are told to be in that of their code points. So there are
-comparisons of which nothing is said here, and whoever searches looks at what was let through with `compile_filter`.
+are decimals of any length there, so they are compared as the floats that Python reads, but from 2**53 on, where Python
+has integers too, not at all; some strings cannot be in JSON there; and strings are in the order of the database's
+language, unless they are told to be in that of their code points. So there are comparisons of which nothing is said
+here, and whoever searches looks at what was let through with `compile_filter`.
 
 >>> narrow({"field": "year", "operator": ">", "value": 2**60}) is None
 True
 >>> narrow({"field": "a.b", "operator": "==", "value": True}).values
-['true', 'a.b', 'a.b', 'a', 'b']
+[[], ['true'], 'a.b', 'a.b', 'a', 'b']
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from fedrag.integrations.pgvector_text import holdable
 from fedrag.types import Where
 
-METADATA = "found.metadata"
-"""How the query must name the metadata that the condition is about."""
-_LARGEST = 2**53  # up to here Python's floats and integers are what their decimals say
+METADATA = "found.metadata"  # how the query must name what the condition is about
+_LARGEST = 2**53  # below, a float is equal to an integer only if it was one
+_TINY = "2.470328229206233e-324"  # up to here, Python reads nought, and PostgreSQL refuses to
+_FLOAT = f"CASE WHEN v BETWEEN '-{_TINY}'::jsonb AND '{_TINY}'::jsonb THEN 0 ELSE (v #>> '{{}}')::float8 END"
 _ORDER = (">", ">=", "<", "<=")
 
 
@@ -54,11 +57,6 @@ def narrow(where: Where) -> Condition | None:
             return None
 
 
-def holdable(text: str) -> bool:
-    """Whether PostgreSQL can hold a text: no NUL is in it, and no half of a character."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _joined(parts: Iterable[Condition], word: str, exact: bool) -> Condition:
     parts = list(parts)
     text = "(" + word.join(part.text for part in parts) + ")"
@@ -76,25 +74,35 @@ def _comparison(field: str, operator: str, value: Any) -> Condition | None:
     match operator:
         case "exists":
             return Condition(f"(({found}) IS {'NOT ' if value else ''}NULL)", at)
-        case "==" | "!=" if _sayable(value):
-            return Condition(
-                _never_null(found, f"v {'=' if operator == '==' else '<>'} %s::jsonb"), [_json(value), *at]
-            )
+        case "==" | "!=":
+            return _comparison(field, "in" if operator == "==" else "not in", [value])
         case "in" | "not in" if all(map(_sayable, value)):
-            test = "v = ANY(%s::text[]::jsonb[])" if operator == "in" else "v <> ALL(%s::text[]::jsonb[])"
-            return Condition(_never_null(found, test), [[_json(one) for one in value], *at])
+            test = "= ANY" if operator == "in" else "<> ALL"
+            numbers = [float(one) for one in value if _number(one)]
+            return Condition(
+                _never_null(found, _as_float(f"{test}(%s::float8[])", f"{test}(%s::text[]::jsonb[])")),
+                [numbers, [_json(one) for one in value], *at],
+            )
         case _ if operator in _ORDER and _sayable(value):
             if isinstance(value, str):
                 test = f"jsonb_typeof(v) = 'string' AND (v #>> '{{}}') COLLATE \"C\" {operator} %s::text"
                 return Condition(_never_null(found, test), [value, *at])
-            test = f"jsonb_typeof(v) = 'number' AND v {operator} %s::jsonb"
-            return Condition(_never_null(found, test), [_json(value), *at])
+            test = f"jsonb_typeof(v) = 'number' AND {_as_float(f'{operator} %s::float8', f'{operator} %s::jsonb')}"
+            return Condition(_never_null(found, test), [float(value), _json(value), *at])
         case _:
             return None
 
 
 def _never_null(found: str, test: str) -> str:
     return f"(SELECT v IS NOT NULL AND {test} FROM (SELECT {found} AS v) AS looked)"
+
+
+def _as_float(test: str, otherwise: str) -> str:
+    return f"CASE WHEN v BETWEEN '-1e300'::jsonb AND '1e300'::jsonb THEN {_FLOAT} {test} ELSE v {otherwise} END"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _json(value: Any) -> str:
@@ -107,13 +115,13 @@ def _sayable(value: Any) -> bool:
         case None | bool():
             return True
         case int() | float():
-            return abs(value) <= _LARGEST  # which NaN is not
+            return abs(value) < _LARGEST  # which NaN is not
         case str():
             return holdable(value)
         case list():
-            return all(map(_sayable, cast(list[Any], value)))
+            return all(_sayable(one) and not _number(one) for one in cast(list[Any], value))
         case dict():
             pairs = cast(dict[Any, Any], value)
-            return all(isinstance(key, str) and _sayable(key) and _sayable(one) for key, one in pairs.items())
+            return all(isinstance(key, str) and _sayable(key) for key in pairs) and _sayable(list(pairs.values()))
         case _:
             return False

@@ -28,6 +28,7 @@ require("pgvector", extra="pgvector")
 from pgvector import Vector  # noqa: E402
 from psycopg.sql import SQL, Composed  # noqa: E402
 
+_AT_ONCE = 64  # queries whose rows are in memory together
 _SLACK = 16  # rows asked for above k: enough to see that the k-th ties with none
 
 
@@ -45,16 +46,17 @@ class Search:
         found: list[list[Hit]] = [[] for _ in queries]
         waiting, limit = list(range(len(queries))), k + _SLACK
         while waiting:
-            with self._connection.pipeline():
-                values = [self._values(queries[i], among, limit) for i in waiting]
-                answers = [self._connection.execute(statement, each, binary=True) for each in values]
             unsettled: list[int] = []
-            for i, answer in zip(waiting, answers, strict=True):
-                rows = answer.fetchall()
-                found[i] = self._hits(rows, queries[i], keep)[:k]
-                # a row that was left out scores no more than the last one may
-                if len(rows) == limit and (len(found[i]) < k or found[i][-1].score <= rows[-1][5]):
-                    unsettled.append(i)
+            for asked in (waiting[start : start + _AT_ONCE] for start in range(0, len(waiting), _AT_ONCE)):
+                with self._connection.pipeline():
+                    values = [self._values(queries[i], among, limit) for i in asked]
+                    answers = [self._connection.execute(statement, each, binary=True) for each in values]
+                for i, answer in zip(asked, answers, strict=True):
+                    rows = answer.fetchall()
+                    found[i] = self._hits(rows, queries[i], keep)[:k]
+                    # a row that was left out scores no more than the last one may
+                    if len(rows) == limit and (len(found[i]) < k or found[i][-1].score <= rows[-1][5]):
+                        unsettled.append(i)
             waiting, limit = unsettled, 4 * limit
         return found
 

@@ -5,32 +5,29 @@ A table that is made here has the columns `id`, `text`, `metadata`, `media` and 
 is escaped behind a mark, and such metadata is a JSON string that holds the JSON.
 
 A table that was there is read and written in the columns that it is told (`Columns`), and otherwise left as it is.
-
->>> escaped(r"C:\\keys"), escaped("a\\0b") == MARK + r"a\\0b", plainly(escaped("a\\0b")) == "a\\0b"
-('C:\\\\keys', True, True)
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from threading import local
 from typing import Any, LiteralString, cast
 
-from fedrag.errors import InputError, StoreError
+from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.integrations.pgvector_database import Connection, wait_for
-from fedrag.integrations.pgvector_filters import holdable
+from fedrag.integrations.pgvector_text import escaped, holdable, plainly
 from fedrag.optional import require
 from fedrag.types import Document, Media
 
 require("psycopg", extra="pgvector")
 
+import psycopg.errors  # noqa: E402
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal  # noqa: E402
 
-MARK = "\ue000"
-"""The first character, of those for private use, of an escaped text or id."""
-_NOTES = Identifier("fedrag_stores")
 _OWN = ("id", "text", "metadata", "media", "embedding", "place")
 _CHANGED = re.compile(r"\\u0000|\d[eE]\+")  # jsonb refuses the one, and writes the other as an integer
 
@@ -60,15 +57,18 @@ class PgTable:
         chosen = columns or Columns(metadata="metadata")
         names = [schema, name, chosen.id, chosen.text, chosen.vector, *([chosen.metadata] if chosen.metadata else [])]
         for one in names:
-            if not one or "%" in one or "\0" in one:
-                raise InputError(f"{one!r} cannot name a table, schema or column here; leave out % and NUL")
-        self.schema, self.name, self.own = schema, name, columns is None
-        self.full = f"{schema}.{name}"
+            if not one or "%" in one or not holdable(one) or len(one.encode()) > 63:  # it would be cut off there
+                raise InputError(f"{one!r} cannot name anything here: leave out % and NUL, and use at most 63 bytes")
+        self.schema, self.name, self.own, self.full = schema, name, columns is None, f"{schema}.{name}"
         self._columns = chosen
+        whose = sha256(f"{name}\0{chosen.vector}".encode()).hexdigest()
+        self._seen = local()  # for each thread, the fingerprint that it noted or saw last
         self._parts: dict[str, Composable] = {
             "table": Identifier(schema, name),
-            "notes": SQL("{}.{}").format(Identifier(schema), _NOTES),
-            "name": Literal(name),
+            "side": Identifier(schema, f"fedrag_rebuild_{whose[:16]}"),
+            "notes": Identifier(schema, "fedrag_stores"),
+            "key": SQL("{}, {}").format(name, chosen.vector),
+            "text_name": Literal(chosen.text),
             "id": Identifier(chosen.id),
             "text": Identifier(chosen.text),
             "vector": Identifier(chosen.vector),
@@ -78,20 +78,27 @@ class PgTable:
             "metadata": SQL("'{{}}'::jsonb").format(),
         }
         if chosen.metadata is not None:
-            self._parts["metadata"] = SQL("COALESCE({}::jsonb, '{{}}')").format(Identifier(chosen.metadata))
+            self._parts["about"] = Identifier(chosen.metadata)
+            self._parts["metadata"] = self.sql("COALESCE({about}::jsonb, '{{}}')")
         self._parts["document"] = self.sql("{id}::text, COALESCE({text}::text, ''), {metadata}, {media}")
 
     def sql(self, text: LiteralString, **more: Composable) -> Composed:
         """Put the names of this table in the place of `{table}`, `{id}`, `{text}`, `{vector}`, ..."""
         return SQL(text).format(**self._parts, **more)
 
+    def run(
+        self, connection: Connection, text: LiteralString, values: Sequence[Any] = (), **more: Composable
+    ) -> psycopg.Cursor[Any]:
+        """Execute a statement, into which the names of this table are put; what it gives is read in binary."""
+        return connection.execute(self.sql(text, **more), values, binary=True)
+
     def shape(self, connection: Connection) -> Shape | None:
         """Return what the table is like; `None` where there is none. Raises `InputError` for one that cannot serve."""
         found = connection.execute(
-            "SELECT attname, format_type(atttypid, NULL), atttypmod, EXISTS (SELECT FROM pg_index WHERE indrelid = "
-            "attrelid AND indisunique AND indpred IS NULL AND indnkeyatts = 1 AND indkey[0] = attnum), attnotnull "
-            "FROM pg_attribute WHERE attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)::text) "
-            "AND attnum > 0 AND NOT attisdropped",
+            "SELECT attname, format_type(atttypid, -1), atttypmod, EXISTS (SELECT FROM pg_index WHERE indrelid = "
+            "attrelid AND indisunique AND indimmediate AND indpred IS NULL AND indnkeyatts = 1 "
+            "AND indkey[0] = attnum), attnotnull FROM pg_attribute WHERE attrelid = "
+            "to_regclass(format('%%I.%%I', %s::text, %s::text)::text) AND attnum > 0 AND NOT attisdropped",
             [self.schema, self.name],
         ).fetchall()
         if not found:
@@ -108,7 +115,7 @@ class PgTable:
         vector_type, size, _, _ = kinds[it.vector]
         if not (unique and never_null):
             raise InputError(
-                f"the column {it.id!r} of {self.full} may hold one id twice, or none; "
+                f"the column {it.id!r} of {self.full} may hold one id twice, if only for a while, or none; "
                 f'run: ALTER TABLE {self.full} ADD PRIMARY KEY ("{it.id}")'
             )
         if vector_type.rpartition(".")[2] != "vector":
@@ -119,56 +126,83 @@ class PgTable:
         """Return how wide the vectors are; `None` where there is none."""
         if self.shape(connection) is None:
             return None
-        query = self.sql("SELECT vector_dims({vector}) FROM {table} WHERE {vector} IS NOT NULL LIMIT 1")
-        found = connection.execute(query).fetchone()
-        return found[0] if found else None
+        query = "SELECT vector_dims({vector}) FROM {table} WHERE {vector} IS NOT NULL LIMIT 1"
+        return next((width for (width,) in self.run(connection, query)), None)
 
     def create(self, connection: Connection, width: int) -> Shape:
         """Make the table. Raises `InputError` where the columns say that one should have been there."""
         if not self.own:
             raise InputError(f"there is no table {self.full}; leave out columns= to have one made")
-        connection.execute(
-            self.sql(
-                'CREATE TABLE {table} (id text COLLATE "C" PRIMARY KEY, text text NOT NULL, metadata jsonb NOT NULL, '
-                "media bytea[] NOT NULL, embedding vector({width}) NOT NULL, "
-                "place bigint NOT NULL GENERATED BY DEFAULT AS IDENTITY)",
-                width=Literal(width),
-            )
+        self.run(
+            connection,
+            'CREATE TABLE {table} (id text COLLATE "C" PRIMARY KEY, text text NOT NULL, metadata jsonb NOT NULL, '
+            "media bytea[] NOT NULL, embedding vector({width}) NOT NULL, "
+            "place bigint NOT NULL GENERATED BY DEFAULT AS IDENTITY)",
+            width=Literal(width),
         )
         return Shape(SQL("text"), width)
 
     def widen(self, connection: Connection, width: int) -> None:
         """Give the column of vectors another width; all are nought until they are replaced."""
         change = "ALTER TABLE {table} ALTER COLUMN {vector} TYPE vector({width}) USING {zeros}::vector"
-        zeros = SQL("array_fill(0::real, ARRAY[{}])").format(width)
-        connection.execute(self.sql(change, width=Literal(width), zeros=zeros))
+        self.run(connection, change, width=Literal(width), zeros=SQL("array_fill(0::real, ARRAY[{}])").format(width))
+
+    def count(self, connection: Connection) -> int:
+        """Count the documents."""
+        query = "SELECT count(*) FROM {table}" if self.shape(connection) is not None else "SELECT 0"
+        return self.run(connection, query).fetchall()[0][0]
 
     def notes(self, connection: Connection) -> tuple[str, str]:
-        """Return the fingerprint of the vectors in use, and of those being made; empty where there is none."""
-        there = connection.execute(
-            "SELECT to_regclass(format('%%I.fedrag_stores', %s::text)::text) IS NOT NULL", [self.schema]
-        )
-        if there.fetchall() != [(True,)]:
+        """Return the fingerprint of the vectors in use, and of those being made; empty where there is none.
+
+        A note is of one column of vectors, and of one column of texts, which they are the vectors of.
+        """
+        if not self._noting(connection):
             return "", ""
-        found = connection.execute(self.sql("SELECT fingerprint, rebuilding FROM {notes} WHERE name = {name}"))
-        return found.fetchone() or ("", "")  # pyright: ignore[reportReturnType]
+        query = "SELECT fingerprint, rebuilding FROM {notes} WHERE (name, vector) = ({key}) AND text = {text_name}"
+        return self.run(connection, query).fetchone() or ("", "")
 
     def note(self, connection: Connection, fingerprint: str, rebuilding: str) -> None:
         """Write both down, in the transaction of the connection."""
         wait_for(connection, "notes")
-        connection.execute(
-            self.sql(
-                "CREATE TABLE IF NOT EXISTS {notes} (name text PRIMARY KEY, fingerprint text NOT NULL, "
-                "rebuilding text NOT NULL)"
+        try:
+            if not self._noting(connection):
+                self.run(
+                    connection,
+                    "CREATE TABLE {notes} (name text, vector text, text text NOT NULL, fingerprint text NOT NULL, "
+                    "rebuilding text NOT NULL, PRIMARY KEY (name, vector))",
+                )
+            self.run(
+                connection,
+                "INSERT INTO {notes} VALUES ({key}, {text_name}, %s, %s) ON CONFLICT (name, vector) DO UPDATE SET "
+                "text = excluded.text, fingerprint = excluded.fingerprint, rebuilding = excluded.rebuilding",
+                [fingerprint, rebuilding],
             )
-        )
-        connection.execute(
-            self.sql(
-                "INSERT INTO {notes} VALUES ({name}, %s, %s) ON CONFLICT (name) DO UPDATE "
-                "SET fingerprint = excluded.fingerprint, rebuilding = excluded.rebuilding"
-            ),
-            [fingerprint, rebuilding],
-        )
+        except psycopg.errors.InsufficientPrivilege:
+            raise StoreError(
+                f"the vectors of {self.full} are noted in {self.schema}.fedrag_stores, which this role may not write; "
+                "call from_pgvector once as a role that may, and GRANT SELECT on both tables to this one"
+            ) from None
+        self.saw(fingerprint)
+
+    def saw(self, fingerprint: str) -> str:
+        """Remember, in this thread, what is noted."""
+        self._seen.fingerprint = fingerprint
+        return fingerprint
+
+    def check_seen(self, connection: Connection, *others: str) -> tuple[str, str]:
+        """Return the notes. Raises `StaleIndexError` if they are no longer what this thread noted or saw last."""
+        noted, rebuilding = self.notes(connection)
+        if (seen := getattr(self._seen, "fingerprint", noted)) != noted and noted not in others:
+            raise StaleIndexError(
+                f"the vectors of {self.full} were those of {seen!r}, and another process has put those of {noted!r} "
+                "in their place: load that encoder, or call retriever.refresh()"
+            )
+        return noted, rebuilding
+
+    def _noting(self, connection: Connection) -> bool:
+        query = "SELECT to_regclass(format('%%I.fedrag_stores', %s::text)::text) IS NOT NULL"
+        return connection.execute(query, [self.schema]).fetchall() == [(True,)]
 
     def key(self, id: str) -> str:
         """Return an id as it lies in the table."""
@@ -198,48 +232,25 @@ class PgTable:
         if self.own:
             metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
             pairs = zip(media[::2], media[1::2], strict=True)
-            return Document(
-                plainly(text), plainly(id), metadata, tuple(Media(bytes(data), mime.decode()) for data, mime in pairs)
-            )
+            parts = tuple(Media(bytes(data), mime.decode()) for data, mime in pairs)
+            return Document(plainly(text), plainly(id), metadata, parts)
         if not isinstance(metadata, dict):
             raise StoreError(f"the metadata of row {id!r} of {self.full} is no JSON object; make it one")
         return Document(text, id, cast(dict[str, Any], metadata))
 
-    def upsert(self, shape: Shape) -> Composed:
-        """Return the statement that takes what lies in the table `fedrag_staged` into this one, in its order."""
-        given: list[tuple[Composable, Composable]] = [
-            (self._parts["id"], SQL("id::{}").format(shape.type)),
-            (self._parts["text"], SQL("text")),
-            (self._parts["vector"], SQL("embedding")),
-        ]
-        if self._columns.metadata is not None:
-            given.append((Identifier(self._columns.metadata), SQL("metadata::jsonb")))
-        if self.own:
-            given.append((self._parts["media"], SQL("media")))
-        names = [name for name, _ in given]
-        new = [*names[1:], *([Identifier("place")] if self.own else [])]  # one that is replaced goes to the end
-        return self.sql(
-            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM fedrag_staged ORDER BY nr "
-            "ON CONFLICT ({id}) DO UPDATE SET {new}",
-            names=_list(names),
-            values=_list(value for _, value in given),
-            new=_list(SQL("{} = excluded.{}").format(name, name) for name in new),
+    def upsert(self, connection: Connection, shape: Shape) -> None:
+        """Take what lies in the table `fedrag_staged` into this one, in its order."""
+        query = (
+            "SELECT s.id, COALESCE(t.{id}::text, s.id::{type}::text) FROM fedrag_staged AS s LEFT JOIN {table} AS t "
+            'ON t.{id} = s.id::{type} WHERE COALESCE(t.{id}::text, s.id::{type}::text) COLLATE "C" <> s.id LIMIT 1'
         )
-
-
-def escaped(text: str) -> str:
-    """Return a text that PostgreSQL keeps, a different one for each; nearly always the text itself."""
-    if "\0" not in text and not text.startswith(MARK):
-        return text
-    return MARK + text.replace("\\", "\\\\").replace("\0", "\\0")
-
-
-def plainly(text: str) -> str:
-    """Undo `escaped`."""
-    if not text.startswith(MARK):
-        return text
-    return re.sub(r"\\(.)", lambda found: "\0" if found[1] == "0" else found[1], text[1:])
-
-
-def _list(parts: Iterable[Composable]) -> Composed:
-    return SQL(", ").join(parts)
+        for id, other in () if self.own else self.run(connection, query, type=shape.type):
+            raise InputError(f"{self.full} would keep the id {id!r} as {other!r}; give the document that id")
+        given = [("{text}", "text"), ("{vector}", "embedding")]
+        given += [("{about}", "metadata::jsonb")] if self._columns.metadata is not None else []
+        given += [("{media}", "media")] if self.own else []
+        new = [name for name, _ in given] + (["place"] if self.own else [])  # one that is replaced goes to the end
+        query = "INSERT INTO {table} ({id}, " + ", ".join(name for name, _ in given) + ") OVERRIDING SYSTEM VALUE "
+        query += "SELECT id::{type}, " + ", ".join(value for _, value in given) + " FROM fedrag_staged ORDER BY nr "
+        query += "ON CONFLICT ({id}) DO UPDATE SET " + ", ".join(name + " = excluded." + name for name in new)
+        self.run(connection, cast(LiteralString, query), type=shape.type)
