@@ -498,13 +498,15 @@ def test_the_keys_of_the_environment_are_for_others(server: Server, monkeypatch:
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}\nX-Tenant: {KEY}\n x-MINE : {KEY}\nno")
     remote(server).generate(["a"])
     list(remote(server).stream("a"))
     assert len(server.seen) == 2
     assert not [headers for _, headers, *_ in server.seen if KEY in str(headers)]
     remote(server, api_key="own").generate(["a"])
     assert server.seen[-1][1]["authorization"] == "Bearer own"
+    remote(server, headers={"X-Mine": "own"}).generate(["a"])
+    assert server.seen[-1][1]["x-mine"] == "own"
 
 
 def test_a_stream_that_is_closed_closes_the_connection(server: Server) -> None:

@@ -54,12 +54,12 @@ class Running:
 
 @contextmanager
 def running(
-    rag: RAGSystem, *, token: str | None = TOKEN, slots: int = 2, waiting: int = 64, mcp: bool = False
+    rag: RAGSystem, *, token: str | None = TOKEN, slots: int = 2, waiting: int = 64, mcp: bool = False, grace: float = 5
 ) -> Iterator[Running]:
     """Serve a system as "tiny" on a free port of 127.0.0.1."""
     served = Served(rag, name="tiny", slots=slots, waiting=waiting)
     app = application(served, token=token, hosts={"127.0.0.1", "localhost", "::1"}, mcp=mcp)
-    server = web_server(app, grace=5)
+    server = web_server(app, grace=grace)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a client that does not read is felt soon
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -75,6 +75,13 @@ def test_mistakes_are_one_error_before_a_model_is_read(folder: Path) -> None:
         assert isinstance(error, ConfigError)
         assert said in str(error)
         assert "secret" not in str(error)
+    open_to_all = folder / "open to all"
+    open_to_all.write_text("a-secret-token-of-some-length")
+    open_to_all.chmod(0o640)
+    error = refused(folder, "--token-file", str(open_to_all))
+    assert isinstance(error, ConfigError)
+    assert f"chmod 600 '{open_to_all}'" in str(error)
+    assert "secret" not in str(error)
     assert isinstance(refused(folder / "elsewhere"), StoreError)
     assert not (folder / "elsewhere").exists()
 
@@ -85,6 +92,15 @@ def test_without_the_extra_it_says_what_to_install(library: str, tmp_path: Path,
     error = refused(tmp_path)
     assert isinstance(error, MissingExtraError)
     assert "pip install 'fedrag[serve]'" in str(error)
+
+
+def test_the_token_lies_beside_the_folder_however_it_is_called(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my-rag.token").write_text("secret words")
+    monkeypatch.chdir(folder / "my-rag")
+    for system in (".", "../my-rag/", "./../my-rag"):
+        result = CliRunner().invoke(app, ["serve", system, "--port", "0"])
+        assert str(folder / "my-rag.token") in str(result.exception)
+    assert sorted(path.name for path in folder.iterdir()) == ["my-rag", "my-rag.token"]
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ def serve(
         return run_stdio(Served(open_system(system), name=called, slots=slots, waiting=waiting))
     from fedrag.serving.http import application, listen
 
-    path = Path(f"{system}.token") if token_file is None else token_file
+    folder = os.path.abspath(system)  # "." has no name; a link keeps its own, wherever it leads
+    path = Path(f"{folder}.token") if token_file is None else token_file
     token = None if no_token else _token(path)
     listener = _listener(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -96,13 +97,17 @@ def _token(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): name another --token-file") from None
     try:
-        token = path.read_text(encoding="utf-8", errors="replace").strip()
+        token, mode = path.read_text(encoding="utf-8", errors="replace").strip(), path.stat().st_mode
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): name another --token-file") from None
     if len(token) < _SHORTEST or not token.isascii() or any(letter.isspace() for letter in token):
         raise ConfigError(
             f"{path} holds no token: it takes {_SHORTEST} ASCII characters or more, without white space; remove it to "
             "get a fresh one"
+        )
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigError(
+            f"{path} may be read or changed by others of this machine: chmod 600 {shlex.quote(str(path))}"
         )
     return token
 

@@ -136,10 +136,14 @@ class Served:
         """Refuse whoever comes now, and whoever waits (`Busy`); answers being written end on their own."""
         with self._count:
             self._closed = True
+            self._unhook()
         for pool in (self._finding, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
-        for hook in self._hooks:
-            hook.remove()
+
+    def _unhook(self) -> None:
+        if self._closed and not self.inside:  # till then the meter ends what nobody reads any further
+            for hook in self._hooks:
+                hook.remove()
 
     def _begin(
         self,
@@ -253,6 +257,7 @@ class Served:
         finally:
             with self._count:
                 self.inside -= 1
+                self._unhook()
 
 
 def _written(messages: Sequence[Message]) -> str:
