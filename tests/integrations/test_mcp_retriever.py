@@ -642,9 +642,9 @@ def test_closing_does_not_wait_for_a_server_that_stands_still(monkeypatch: pytes
     server, go, asked = MCPServer("s", log_level="ERROR"), threading.Event(), threading.Event()
 
     @server.tool()
-    def search(query: str) -> str:
+    async def search(query: str) -> str:
         asked.set()
-        go.wait(30)
+        go.wait(30)  # and with it the whole event loop
         return "A ."
 
     monkeypatch.setattr(mcp_thread, "PATIENCE", 0.2)
