@@ -7,6 +7,7 @@ that a process that draws other random numbers than its counterpart is seen.
 from __future__ import annotations
 
 import gc
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -87,6 +88,13 @@ class Task:
     def finals(self, run: Run) -> dict[str, dict[str, Tensor]]:
         """What each site kept of the run."""
         return {site.name: load_file(site.state / run.token / "final.safetensors") for site in self.sites}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """What Ray has left is collected here, where its warnings are expected, and not in whatever test comes next."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
