@@ -7,7 +7,6 @@ that a process that draws other random numbers than its counterpart is seen.
 from __future__ import annotations
 
 import gc
-import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -28,7 +28,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
