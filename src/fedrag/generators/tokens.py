@@ -128,9 +128,8 @@ class PromptTokenizer:
                 enable_thinking=False,
             )
         except ValueError:
-            if any(
-                token in message["content"] for token in self.tokenizer.added_tokens_encoder for message in messages
-            ):
+            known: dict[str, int] = cast(Any, self.tokenizer).added_tokens_encoder
+            if any(token in message["content"] for token in known for message in messages):
                 raise InputError(
                     "a message holds a control token of the model that this tokenizer cannot write as plain text: "
                     "take it out"
