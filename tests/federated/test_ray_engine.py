@@ -117,6 +117,7 @@ def surroundings() -> dict[str, object]:
         "log": (list(logging.getLogger("flwr").filters), logging.getLogger("flwr").propagate),
         "threads": {thread.name for thread in threading.enumerate()},
         "random": torch.get_rng_state().tolist(),
+        "print": print,
     }
 
 

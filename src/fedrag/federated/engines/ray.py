@@ -16,6 +16,7 @@ loaded by its path. Sites know themselves by `partition-id`, from 0, in the node
 
 from __future__ import annotations
 
+import builtins
 import logging
 import math
 import os
@@ -135,9 +136,13 @@ def _stoppable(grid: Grid, stopped: threading.Event, stop: TrainingError) -> Non
 
 @contextmanager
 def _ray(nodes: int, resources: Mapping[str, int | float], verbose: bool) -> Generator[None]:
-    """Ray, without a dashboard, with no more processes than sites; then none, and its environment variables gone."""
+    """Ray, without a dashboard, with no more processes than sites; then none, and nothing of it in this process.
+
+    It sets environment variables, and puts a function of its own in the place of `print`.
+    """
     import ray
 
+    said = builtins.print
     before = {name: value for name, value in os.environ.items() if name.startswith(("RAY_", "PYTHON"))}
     wanted = math.ceil(nodes * resources["num_cpus"])
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -156,6 +161,7 @@ def _ray(nodes: int, resources: Mapping[str, int | float], verbose: bool) -> Gen
         yield
     finally:
         ray.shutdown()
+        builtins.print = said
         for name in [name for name in os.environ if name.startswith(("RAY_", "PYTHON")) and name not in before]:
             del os.environ[name]
         os.environ.update(before)
