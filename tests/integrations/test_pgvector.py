@@ -24,19 +24,12 @@ from fedrag.integrations import pgvector_database
 from fedrag.integrations.mirror import UNKNOWN
 from fedrag.integrations.pgvector import Columns, PgVectorStore, from_pgvector
 from fedrag.integrations.pgvector_filters import narrow
-from postgres import postgres
 from stores.contract import StoreContract, brute_force, ids_and_scores, some
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 NAMES = (f'store "{n}"' for n in count())
 TEXTS = [f"clerk {n} holds key {n * 7}" for n in range(20)]
 WIDTH = 32
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    with postgres() as uri:
-        yield uri
 
 
 @pytest.fixture

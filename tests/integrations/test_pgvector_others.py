@@ -14,17 +14,10 @@ from fedrag import DenseRetriever, Document, MemoryStore, SentenceEncoder
 from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.integrations.mirror import UNKNOWN
 from fedrag.integrations.pgvector import Columns, PgVectorStore, from_pgvector
-from postgres import postgres
 from tiny import tiny_sentence_transformer
 
 TEXTS = [f"clerk {n} holds key {n * 7}" for n in range(20)]
 Sql = Callable[..., psycopg.Cursor[Any]]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    with postgres() as uri:
-        yield uri
 
 
 @pytest.fixture

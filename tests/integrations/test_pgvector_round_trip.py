@@ -23,19 +23,12 @@ from fedrag import Contrastive, DenseRetriever, Document, Example, RAGTrainer, S
 from fedrag.evaluation.statistics import sign_flip
 from fedrag.integrations.pgvector import Columns, PgVectorStore, from_pgvector
 from fedrag.quickstart.world import make_world, world_retriever
-from postgres import postgres
 from systems import arguments
 from tiny import tiny_sentence_transformer
 
 WORLD = make_world(seed=1, train=60, dev=40, test=0)
 NUMBER = {document.id: number for number, document in enumerate(WORLD.documents)}
 Connection = psycopg.Connection[Any]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    with postgres() as uri:
-        yield uri
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def chatty_system(*, max_new_tokens: int = 12, positions: int = 2048, **settings
         llama.lm_head.weight[[2, tokenizer.eos_token_id]] = 0
     generator = CausalLM(llama, tokenizer, max_new_tokens=max_new_tokens)
     encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))
+    encoder.model.prompts = {"query": "river ", "document": "Ada "}  # a text is another vector as a query
     retriever = DenseRetriever(encoder, MemoryStore())
     rag = RAGSystem(retriever=retriever, generator=generator, top_k=3, **settings)
     rag.add(DOCUMENTS, progress=False)

@@ -31,17 +31,6 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 LONG = 700  # tokens: more than the buffers of sockets hold as events
 
 
-@pytest.fixture(scope="module")
-def rag() -> RAGSystem:
-    return chatty_system()
-
-
-@pytest.fixture(scope="module")
-def server(rag: RAGSystem) -> Iterator[Running]:
-    with running(rag) as server:
-        yield server
-
-
 @contextmanager
 def client_of(server: Running, **headers: str) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {TOKEN}", **headers}

@@ -21,17 +21,6 @@ EVEN = {"field": "even", "operator": "==", "value": True}
 
 
 @pytest.fixture(scope="module")
-def rag() -> RAGSystem:
-    return chatty_system()
-
-
-@pytest.fixture(scope="module")
-def server(rag: RAGSystem) -> Iterator[Running]:
-    with running(rag) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{server.address}/v1", api_key=TOKEN, max_retries=0) as client:
         yield client

@@ -23,14 +23,9 @@ from typer.testing import CliRunner
 from fedrag import RAGSystem
 from fedrag.cli import app
 from fedrag.errors import ConfigError, MissingExtraError, StoreError
-from serving.serving import QUESTION, chatty_system, serving_process
+from serving.serving import QUESTION, serving_process
 
 ASK = {"model": "my-rag", "messages": [{"role": "user", "content": QUESTION}]}
-
-
-@pytest.fixture(scope="module")
-def rag() -> RAGSystem:
-    return chatty_system()
 
 
 @pytest.fixture
