@@ -65,7 +65,7 @@ TASK = """
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from fedrag import BM25, RALT, CausalLM, Prompt, RAGSystem, RAGTrainer
+from fedrag import LexicalRetriever, RALT, CausalLM, Prompt, RAGSystem, RAGTrainer
 from fedrag.federated import FederatedTask, Plan, Site
 from fedrag.quickstart.world import TEMPLATE, make_world
 
@@ -75,7 +75,7 @@ def build(site: Site):
     world, index = make_world(seed=1, train=40, dev=0, test=0), site.settings["index"]
     generator = CausalLM({model!r}, lora={lora!r}, max_new_tokens=3)
     prompt = Prompt(template=TEMPLATE, document_template="{{text}}")
-    rag = RAGSystem(retriever=BM25(world.documents), generator=generator, top_k=1, prompt=prompt)
+    rag = RAGSystem(retriever=LexicalRetriever(world.documents), generator=generator, top_k=1, prompt=prompt)
     args = TrainingArguments(
         {trash!r}, max_steps={steps}, per_device_train_batch_size=32, learning_rate=1e-3, save_strategy="no",
         logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,

@@ -27,7 +27,7 @@ from fedrag.quickstart.static_encoder import static_encoder
 from fedrag.quickstart.training import train
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.stores.memory import MemoryStore
 
 SETTING = "whole corpus"
@@ -38,7 +38,7 @@ class LexicalJudge:
     """BM25 as a teacher: the score that it gives a passage for a question, among the best 200; 0 beyond."""
 
     def __init__(self, text: Documentation) -> None:
-        self.bm25 = BM25(text.documents)
+        self.bm25 = LexicalRetriever(text.documents)
 
     def predict(self, pairs: Sequence[tuple[str, str]], /) -> list[float]:
         """One score per pair."""
@@ -74,7 +74,7 @@ def run(rag: RAGSystem, seed: int, *, kind: str, size: Size, **settings: Any) ->
     text = text_of(size)
     match kind:
         case "BM25":
-            return RAGSystem(retriever=BM25(text.documents))
+            return RAGSystem(retriever=LexicalRetriever(text.documents))
         case "contrastive":
             train(Contrastive(rag), text.train, seed=seed, batch_size=128, **settings)
         case "hard negatives":

@@ -44,7 +44,7 @@ from fedrag.quickstart.static_encoder import static_encoder
 from fedrag.quickstart.training import train
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document, Example, Retriever
 
@@ -166,7 +166,7 @@ def run_seed(task: Task, seed: int, steps: Mapping[str, int], out: Path, most: i
         files = {setting: here / f"{name}.{setting}.json".replace(" ", "_") for setting in settings}
         if not all(file.exists() for file in files.values()):
             made = rag()
-            retriever = BM25(task.documents) if lexical else made.retriever
+            retriever = LexicalRetriever(task.documents) if lexical else made.retriever
             for setting, one in measure(task, questions, made, retriever, settings).items():
                 one.save(files[setting])
         done[name] = {setting: Report.load(file) for setting, file in files.items()}

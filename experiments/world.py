@@ -38,7 +38,7 @@ from fedrag.quickstart import loop
 from fedrag.quickstart.training import train
 from fedrag.quickstart.world import World, make_world
 from fedrag.rag import RAGSystem
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.types import Document, Example
 
 SETTINGS = (loop.END_TO_END, loop.ENSEMBLE, loop.STUFFED, loop.AMONG_FOUR, loop.NONE)
@@ -118,7 +118,7 @@ def run(rag: RAGSystem, seed: int, *, stages: Sequence[Stage], world: World, exa
         if stage.kind == "ask the frozen reader":
             rag = loop.with_parts(rag, generator=loop.make_system(world, seed).generator)
         elif stage.kind == "ask BM25":
-            rag = loop.with_parts(rag, retriever=BM25(world.documents))
+            rag = loop.with_parts(rag, retriever=LexicalRetriever(world.documents))
         elif stage.kind == "trl on gold passages":
             plain.sft(rag, examples, Gold(world), steps=stage.steps, rate=stage.rates["generator"], seed=seed)
         else:

@@ -16,7 +16,15 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PUBLIC = {
     "records": ["Answer", "Document", "Example", "Hit", "Media"],
-    "parts": ["BM25", "CausalLM", "DenseRetriever", "MemoryStore", "Prompt", "RAGSystem", "SentenceEncoder"],
+    "parts": [
+        "LexicalRetriever",
+        "CausalLM",
+        "DenseRetriever",
+        "MemoryStore",
+        "Prompt",
+        "RAGSystem",
+        "SentenceEncoder",
+    ],
     "data": ["documents_from", "examples_from", "read_documents", "read_examples", "split"],
     "retriever objectives": ["Contrastive", "Distillation", "HardNegatives", "LSR", "SentenceLoss", "mine"],
     "generator objectives": ["Mixture", "RALT", "Raft", "sft_rows"],

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fedrag import (
-    BM25,
     RALT,
     DenseRetriever,
     Document,
     Example,
     Hit,
+    LexicalRetriever,
     MemoryStore,
     Prompt,
     RAGSystem,
@@ -239,10 +239,10 @@ def test_a_generator_that_streams_mixtures_alone_streams_for_the_ensemble(rag):
 
 
 def test_any_retriever_will_do(rag, tmp_path):
-    lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=rag.generator, top_k=2)
+    lexical = RAGSystem(retriever=LexicalRetriever(DOCUMENTS), generator=rag.generator, top_k=2)
     assert ids(lexical.query("Which key has clerk 5 ?").hits)[0] == "d5"
     for call in (lambda: lexical.dense, lambda: lexical.add(DOCUMENTS), lambda: lexical.save(tmp_path / "rag")):
-        with pytest.raises(InputError, match="needs a DenseRetriever, the system has a BM25"):
+        with pytest.raises(InputError, match="needs a DenseRetriever, the system has a LexicalRetriever"):
             call()
     assert set(lexical.parts()) == {"generator"}
 
@@ -371,7 +371,7 @@ def test_the_temperature_fits_the_scores(rag):
     dot.similarity_fn_name = "dot"
     retriever = DenseRetriever(SentenceEncoder(dot), MemoryStore())
     assert RAGSystem(retriever=retriever).temperature == 1.0
-    assert RAGSystem(retriever=BM25(DOCUMENTS)).temperature == 1.0
+    assert RAGSystem(retriever=LexicalRetriever(DOCUMENTS)).temperature == 1.0
     assert RAGSystem(retriever=retriever, temperature=0.3).temperature == 0.3
     for wrong in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=f"temperature={wrong}"):

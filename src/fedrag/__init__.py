@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fedrag.prompts import Prompt
     from fedrag.rag import RAGSystem
     from fedrag.retrievers.dense import DenseRetriever
-    from fedrag.retrievers.lexical import BM25
+    from fedrag.retrievers.lexical import LexicalRetriever
     from fedrag.stores.memory import MemoryStore
     from fedrag.training.trainer import RAGTrainer
     from fedrag.types import Answer, Document, Example, Hit, Media
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Ablation": "ablations",
     "Answer": "types",
-    "BM25": "retrievers.lexical",
+    "LexicalRetriever": "retrievers.lexical",
     "CausalLM": "generators.causal",
     "Contrastive": "objectives.contrastive",
     "DenseRetriever": "retrievers.dense",
@@ -78,7 +78,6 @@ _HOME = {
 }
 
 __all__ = [
-    "BM25",
     "EMDR2",
     "LSR",
     "RALT",
@@ -94,6 +93,7 @@ __all__ = [
     "HardNegatives",
     "Hit",
     "Joint",
+    "LexicalRetriever",
     "Media",
     "MemoryStore",
     "Mixture",

@@ -22,12 +22,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from fedrag import bundle
+from fedrag.bundles import folder
+from fedrag.bundles.parts import Parts, Settings
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
 from fedrag.generators.causal import CausalLM
+from fedrag.progress import track
 from fedrag.prompts import Prompt, Tokens
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, MixtureGenerator, Retriever, Streamer, Where
@@ -114,7 +115,7 @@ class RAGSystem:
         if self.generator is None:
             raise InputError("this system has no generator, so it cannot answer; use retrieve(), or give it one")
         answers: list[Answer] = []
-        with tqdm(total=len(questions), desc="answer", unit="q", disable=not progress) as bar:
+        with track(total=len(questions), desc="answer", unit="q", disable=not progress) as bar:
             for start in range(0, len(questions), batch_size):
                 batch = questions[start : start + batch_size]
                 hits = self._retrieve(batch, k, where)
@@ -204,10 +205,8 @@ class RAGSystem:
         Raises:
             InputError: if the encoder is not a `SentenceEncoder`.
         """
-        settings = bundle.Settings(
-            top_k=self.top_k, prompt=self.prompt, reader=self.reader, temperature=self.temperature
-        )
-        bundle.save(Path(path), settings, bundle.Parts(self.dense.encoder, self.dense.store, self.generator))
+        settings = Settings(top_k=self.top_k, prompt=self.prompt, reader=self.reader, temperature=self.temperature)
+        folder.save(Path(path), settings, Parts(self.dense.encoder, self.dense.store, self.generator))
 
     @classmethod
     def load(
@@ -224,7 +223,7 @@ class RAGSystem:
             StoreError: if there is no saved system, or a newer fedrag wrote it.
             InputError: if a part that stayed elsewhere is not passed.
         """
-        settings, parts = bundle.load(Path(path), store=store, generator=generator, device=device)
+        settings, parts = folder.load(Path(path), store=store, generator=generator, device=device)
         return cls(retriever=DenseRetriever(parts.encoder, parts.store), generator=parts.generator, **settings)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrag import BM25, Document, Example, RAGSystem, evaluate
+from fedrag import Document, Example, LexicalRetriever, RAGSystem, evaluate
 from fedrag.ablations import ablation
 from fedrag.ablations.cell import forget_peak, memory
 from fedrag.ablations.result import markdown_table
@@ -33,7 +33,7 @@ class Copier:
 
 
 def make(seed):
-    return RAGSystem(retriever=BM25(DOCUMENTS), generator=Copier(), top_k=1)
+    return RAGSystem(retriever=LexicalRetriever(DOCUMENTS), generator=Copier(), top_k=1)
 
 
 class Teach:
@@ -61,8 +61,9 @@ def grid(out=None, cluster="half", **settings):
 
 def test_a_cell_says_what_evaluate_says_and_seeds_are_pooled():
     made, _ = grid()
-    reports = [evaluate(RAGSystem(retriever=BM25(DOCUMENTS), generator=Copier(n), top_k=1), TEST, progress=False,
-                        cluster="half") for n in (6, 7)]  # fmt: skip
+    found = LexicalRetriever(DOCUMENTS)
+    systems = [RAGSystem(retriever=found, generator=Copier(n), top_k=1) for n in (6, 7)]
+    reports = [evaluate(system, TEST, progress=False, cluster="half") for system in systems]
     pooled = summarize([record for report in reports for record in report.records], cluster="half")
     assert made.report("half", "end to end").metrics == pooled.metrics
     assert made.means("half", "end to end", "exact_match") == {0: 6 / 12, 1: 7 / 12}

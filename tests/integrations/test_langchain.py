@@ -25,7 +25,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from sentence_transformers import SentenceTransformer
 
-from fedrag import BM25, CausalLM, RAGSystem, SentenceEncoder
+from fedrag import CausalLM, LexicalRetriever, RAGSystem, SentenceEncoder
 from fedrag.errors import BudgetError, ConfigError, InputError, MissingExtraError, StaleIndexError
 from fedrag.integrations.langchain import FedRAGChain, from_langchain, to_langchain
 from fedrag.integrations.langchain_index import where
@@ -268,7 +268,7 @@ def test_a_batch_is_what_the_calls_are_one_by_one() -> None:
 
 
 def test_a_retriever_of_any_kind_serves() -> None:
-    rag = RAGSystem(retriever=BM25(DOCUMENTS), generator=None)
+    rag = RAGSystem(retriever=LexicalRetriever(DOCUMENTS), generator=None)
     assert to_langchain(rag).retriever.invoke(QUESTION, k=1)[0].id == rag.retrieve(QUESTION)[0].document.id
     with pytest.raises(InputError, match="needs a DenseRetriever"):
         _ = to_langchain(rag).vectorstore

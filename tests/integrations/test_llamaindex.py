@@ -40,7 +40,7 @@ from fedrag.integrations.llamaindex import from_llamaindex, to_llamaindex
 from fedrag.integrations.llamaindex_model import Embedding, LanguageModel
 from fedrag.integrations.llamaindex_store import to_document, to_node, to_where
 from fedrag.prompts import Prompt
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from systems import DOCUMENTS, tiny_system
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
@@ -402,7 +402,7 @@ def test_a_node_of_another_kind_does_not_shut_out_the_text() -> None:
 
 
 def test_a_system_whose_retriever_is_not_dense_is_asked_in_words() -> None:
-    rag = RAGSystem(retriever=BM25(DOCUMENTS), top_k=2)
+    rag = RAGSystem(retriever=LexicalRetriever(DOCUMENTS), top_k=2)
     index = to_llamaindex(rag)
     assert found(index) == of(rag)
     with pytest.raises(InputError, match="needs a DenseRetriever"):

@@ -31,7 +31,7 @@ from mcp_types import (
     Tool,
 )
 
-from fedrag import BM25, RALT, Document, Example, RAGSystem, RAGTrainer, SentenceEncoder, evaluate
+from fedrag import RALT, Document, Example, LexicalRetriever, RAGSystem, RAGTrainer, SentenceEncoder, evaluate
 from fedrag.errors import ConfigError, InputError, MissingExtraError, StoreError
 from fedrag.integrations import mcp_thread
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
@@ -58,7 +58,7 @@ def tool(name: str = "search", required: tuple[str, ...] = (), **parameters: Any
 
 def clerks(name: str, found: list[Document]) -> MCPServer[Any]:
     """A server that searches by words."""
-    server, bm25 = MCPServer(name, log_level="ERROR"), BM25(found)
+    server, bm25 = MCPServer(name, log_level="ERROR"), LexicalRetriever(found)
 
     @server.tool()
     def search(query: str, top_k: int = 3) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from llama_index.core.base.llms.types import ChatMessage as LlamaMessage
 
 import fedrag.integrations.openai as module
-from fedrag import BM25, LSR, RALT, Contrastive, RAGSystem, RAGTrainer, evaluate
+from fedrag import LSR, RALT, Contrastive, LexicalRetriever, RAGSystem, RAGTrainer, evaluate
 from fedrag.errors import ConfigError, FedRAGError, InputError, MissingExtraError
 from fedrag.integrations.answering import chats
 from fedrag.integrations.langchain_model import ChatFedRAG
@@ -337,7 +337,9 @@ def test_it_asks_a_system_that_is_served_here() -> None:
         assert model.generate([example.question for example in EXAMPLES[:6]]) == wanted
         assert wanted[0] == "".join(model.stream(EXAMPLES[0].question))
         assert "".join(model.chat(talk))
-        front = RAGSystem(retriever=BM25(DOCUMENTS), generator=model, top_k=1)  # one system answers for another
+        front = RAGSystem(
+            retriever=LexicalRetriever(DOCUMENTS), generator=model, top_k=1
+        )  # one system answers for another
         with running(front) as before:
             asking = RemoteLM("tiny", base_url=f"{before.address}/v1", api_key=TOKEN, max_new_tokens=12)
             assert asking.generate([QUESTION]) == [front.query(QUESTION).text]

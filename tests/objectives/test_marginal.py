@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedrag import BM25, CausalLM, DenseRetriever, Document, Example, MemoryStore, RAGSystem
+from fedrag import CausalLM, DenseRetriever, Document, Example, LexicalRetriever, MemoryStore, RAGSystem
 from fedrag.errors import ConfigError, DataError, InputError
 from fedrag.objectives import marginal
 from fedrag.objectives.marginal import RAGSequence, RAGToken
@@ -255,6 +255,6 @@ def test_settings_are_checked():
         RAGToken(RAGSystem(retriever=DenseRetriever(rag.dense.encoder, MemoryStore()), generator=Echo()))
     assert not rag.dense.encoder.two_towers  # a refused objective leaves the system as it was
     llama = tiny_llama(vocab=len(tiny_tokenizer()))
-    lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer()))
+    lexical = RAGSystem(retriever=LexicalRetriever(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer()))
     with pytest.raises(InputError, match="DenseRetriever"):
         RAGSequence(lexical)

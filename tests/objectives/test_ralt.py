@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedrag import BM25, RALT, CausalLM, DenseRetriever, Document, Example, MemoryStore, RAGSystem
+from fedrag import RALT, CausalLM, DenseRetriever, Document, Example, LexicalRetriever, MemoryStore, RAGSystem
 from fedrag.errors import BudgetError, ConfigError, DataError
 from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.marginal import RAGSequence
@@ -162,7 +162,9 @@ def test_long_documents_cost_no_token_of_the_answer():
 
 def lexical_system():
     llama = tiny_llama(vocab=len(tiny_tokenizer()))
-    return RAGSystem(retriever=BM25(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer(), max_new_tokens=4), top_k=2)
+    return RAGSystem(
+        retriever=LexicalRetriever(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer(), max_new_tokens=4), top_k=2
+    )
 
 
 def test_any_retriever_finds_documents():
@@ -261,7 +263,7 @@ def test_settings_are_checked():
         for settings in ({}, {"documents_per_row": 2}):
             with pytest.raises(ConfigError, match=f"{weighting}.*documents_per_row=1"):
                 RALT(rag, weighting=weighting, **settings)
-        with pytest.raises(ConfigError, match="DenseRetriever, got 1 and a BM25"):
+        with pytest.raises(ConfigError, match="DenseRetriever, got 1 and a LexicalRetriever"):
             RALT(lexical_system(), documents_per_row=1, weighting=weighting)
     with pytest.raises(ConfigError, match="CausalLM, the system's generator is a Echo"):
         RALT(RAGSystem(retriever=rag.retriever, generator=Echo()))

@@ -5,7 +5,16 @@ from random import Random
 
 import pytest
 
-from fedrag import BM25, CausalLM, DenseRetriever, Document, Example, MemoryStore, RAGSystem, SentenceEncoder
+from fedrag import (
+    CausalLM,
+    DenseRetriever,
+    Document,
+    Example,
+    LexicalRetriever,
+    MemoryStore,
+    RAGSystem,
+    SentenceEncoder,
+)
 from fedrag.errors import BudgetError, ConfigError, DataError
 from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.raft import Raft
@@ -76,7 +85,7 @@ def test_nothing_needs_to_be_retrieved():
     assert [row["prompt"] for row in closed] == [rag.prompt_for(example.question, []) for example in BATCH]
     gold = sft_rows(rag, EXAMPLES[:2], k=0, contexts=Mixture(rag.dense.store, documents=1, gold=1.0), progress=False)
     assert [DOCUMENTS[n].text in row["prompt"] for n, row in enumerate(gold)] == [True, True]
-    lexical = RAGSystem(retriever=BM25(DOCUMENTS), generator=rag.generator, top_k=1)
+    lexical = RAGSystem(retriever=LexicalRetriever(DOCUMENTS), generator=rag.generator, top_k=1)
     assert DOCUMENTS[11].text in sft_rows(lexical, EXAMPLES[11:12], progress=False)[0]["prompt"]
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fedrag.errors import InputError
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.types import Document
 
 TEXTS = ["the key is old", "rotate the key, rotate it", "a river runs", "Key! key? KEY_9"]
@@ -30,14 +30,14 @@ def test_scores_are_those_of_the_formula():
         ["a", "river", "runs"],
         ["key"] * 3 + ["9"],
     ]
-    hits = BM25(DOCUMENTS).retrieve(["Rotate the key"], 4)[0]
+    hits = LexicalRetriever(DOCUMENTS).retrieve(["Rotate the key"], 4)[0]
     expected = {str(n): lucene(["rotate", "the", "key"], row, words) for n, row in enumerate(words)}
     assert {hit.document.id: hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
     assert [hit.document.id for hit in hits] == sorted(expected, key=lambda id: -expected[id])
 
 
 def test_unknown_words_rank_by_order_and_filters_come_first():
-    bm25 = BM25(DOCUMENTS)
+    bm25 = LexicalRetriever(DOCUMENTS)
     assert [hit.document.id for hit in bm25.retrieve(["zzz"], 2)[0]] == ["0", "1"]
     where = {"field": "n", "operator": ">=", "value": 2}
     assert [hit.document.id for hit in bm25.retrieve(["key"], 3, where)[0]] == ["3", "2"]
@@ -45,6 +45,6 @@ def test_unknown_words_rank_by_order_and_filters_come_first():
 
 def test_wrong_input_is_named():
     with pytest.raises(InputError, match="at least one document"):
-        BM25([])
+        LexicalRetriever([])
     with pytest.raises(InputError, match="k must be at least 1"):
-        BM25(DOCUMENTS).retrieve(["key"], 0)
+        LexicalRetriever(DOCUMENTS).retrieve(["key"], 0)

@@ -21,7 +21,7 @@ from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS
 
-from fedrag import BM25, Document, MemoryStore, RAGSystem
+from fedrag import Document, LexicalRetriever, MemoryStore, RAGSystem
 from fedrag.errors import StoreError
 from fedrag.integrations.mcp import MCPRetriever, MCPSource
 from fedrag.serving.discreet import Discreet
@@ -185,7 +185,7 @@ def test_a_question_that_does_not_fit_is_the_tools_error(rag: RAGSystem) -> None
 
 
 def test_a_system_without_a_generator_has_no_tool_that_answers() -> None:
-    server = mcp_server(Served(RAGSystem(retriever=BM25(DOCUMENTS)), name="clerks"))
+    server = mcp_server(Served(RAGSystem(retriever=LexicalRetriever(DOCUMENTS)), name="clerks"))
     assert [tool.name for tool in asked(server, lambda client: client.list_tools()).tools] == ["search"]
     assert asked(server, lambda client: client.list_resource_templates()).resource_templates == []
     found = call(server, "search", query="clerk 7", top_k=1)
@@ -362,7 +362,7 @@ def test_a_programs_log_is_its_own(rag: RAGSystem) -> None:
 def test_the_log_of_a_process_has_no_question(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A crash inside is written to stderr by class and place."""
     words = """
-from fedrag import BM25, Document, RAGSystem
+from fedrag import LexicalRetriever, Document, RAGSystem
 from fedrag.serving.mcp import run_stdio
 from fedrag.serving.served import Served
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fedrag import (
-    BM25,
     LSR,
     RALT,
     CausalLM,
@@ -12,6 +11,7 @@ from fedrag import (
     Distillation,
     HardNegatives,
     Joint,
+    LexicalRetriever,
     RAGSequence,
     RAGSystem,
     RAGTrainer,
@@ -101,7 +101,9 @@ def test_the_last_checkpoint_is_found(tmp_path):
 def lexical_system(**_):
     """RALT needs no dense retriever; a fixed one finds again what it found."""
     llama = tiny_llama(vocab=len(tiny_tokenizer()), attention_dropout=0.2)
-    return RAGSystem(retriever=BM25(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer(), max_new_tokens=6), top_k=3)
+    return RAGSystem(
+        retriever=LexicalRetriever(DOCUMENTS), generator=CausalLM(llama, tiny_tokenizer(), max_new_tokens=6), top_k=3
+    )
 
 
 def test_resuming_with_a_lexical_retriever(tmp_path):

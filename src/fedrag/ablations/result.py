@@ -5,7 +5,7 @@ interval says, which is over questions; so the means are told by seed, too, and 
 
 >>> from fedrag.ablations import ablation
 >>> from fedrag.rag import RAGSystem
->>> from fedrag.retrievers.lexical import BM25
+>>> from fedrag.retrievers.lexical import LexicalRetriever
 >>> from fedrag.types import Document, Example
 >>> class Parrot:
 ...     word = "Rome"
@@ -13,7 +13,8 @@ interval says, which is over questions; so the means are told by seed, too, and 
 ...     def generate(self, prompts, **_):
 ...         return [self.word] * len(prompts)
 >>> def make(seed):
-...     return RAGSystem(retriever=BM25([Document("Paris is the capital of France.")]), generator=Parrot(), top_k=1)
+...     retriever = LexicalRetriever([Document("Paris is the capital of France.")])
+...     return RAGSystem(retriever=retriever, generator=Parrot(), top_k=1)
 >>> def teach(rag, seed):
 ...     rag.generator.word = "Paris"
 >>> test = [Example("The capital of France?", ["Paris"]), Example("The capital of Chad?", ["N'Djamena"])]

@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from fedrag.ablations.cell import Cell, Cost, cell_path, forget_peak, memory, questions_hash, read_cell, write_cell
 from fedrag.ablations.result import Ablation
 from fedrag.errors import ConfigError, InputError
 from fedrag.evaluation import Report, evaluate
+from fedrag.progress import track
 from fedrag.rag import RAGSystem
 from fedrag.types import Example
 
@@ -74,7 +74,7 @@ def ablation(
     common = {"questions": questions_hash(examples), "cluster": cluster}
     with (
         TemporaryDirectory() as aside,
-        tqdm(total=len(regimes) * len(seeds), desc="ablation", unit="cell", disable=not progress) as bar,
+        track(total=len(regimes) * len(seeds), desc="ablation", unit="cell", disable=not progress) as bar,
     ):
         folder = Path(aside if out is None else out)
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from fedrag.errors import FedRAGError, InputError
 
 if TYPE_CHECKING:
     from fedrag.rag import RAGSystem
+
+System = Annotated[Path, typer.Argument(help="Folder of a saved system.", show_default=False)]
 
 
 def open_system(system: Path) -> RAGSystem:

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from tqdm.auto import tqdm
-
 from fedrag.errors import ConfigError, DataError
+from fedrag.progress import track
 from fedrag.types import Document
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def chunk(
     check_settings(chunk_tokens, overlap, tokenizer)
     starts_of = _word_starts if tokenizer is None else _tokenizer_starts(tokenizer)
     pieces: list[Document] = []
-    for document in tqdm(documents, desc="chunk", unit="doc", disable=not progress, delay=1.0):
+    for document in track(documents, desc="chunk", unit="doc", disable=not progress, delay=1.0):
         for name in ("start", "end"):
             if name in document.metadata:
                 raise DataError(

@@ -26,12 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from fedrag.data.chunking import check_settings, chunk
 from fedrag.data.fields import filled, identifier, metadata, missing, required, string
 from fedrag.data.rows import SUFFIXES, Row, read_rows, read_text, rows_of
 from fedrag.errors import ConfigError, DataError
+from fedrag.progress import track
 from fedrag.types import Document
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def _check_chunking(chunk_tokens: int | None, overlap: int, tokenizer: object) -
 def _documents(rows: Iterable[Row], source: str, text: str, id: str, progress: bool) -> list[Document]:
     found: dict[str, tuple[Document, str]] = {}
     equal = 0
-    for row in tqdm(rows, desc="read", unit="row", disable=not progress, delay=1.0):
+    for row in track(rows, desc="read", unit="row", disable=not progress, delay=1.0):
         document, named = _document(row, text, id)
         if document.id not in found:
             found[document.id] = document, row.where
@@ -160,7 +159,7 @@ def _document(row: Row, text: str, id: str) -> tuple[Document, bool]:
 def _read_texts(folder: Path, paths: Sequence[Path], progress: bool) -> list[Document]:
     documents: list[Document] = []
     root = Path(os.path.abspath(folder)).name  # of ".", too
-    for path in tqdm(paths, desc="read", unit="file", disable=not progress, delay=1.0):
+    for path in track(paths, desc="read", unit="file", disable=not progress, delay=1.0):
         name = string((Path(root) / path.relative_to(folder)).as_posix(), repr(str(path)), "name of the file")
         text = read_text(path)
         if text.strip():

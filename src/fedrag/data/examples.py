@@ -21,11 +21,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tqdm.auto import tqdm
-
 from fedrag.data.fields import brief, filled, identifier, metadata, missing, misspelt, required, sequence, string
 from fedrag.data.rows import Row, read_rows, rows_of
 from fedrag.errors import DataError
+from fedrag.progress import track
 from fedrag.types import Example
 
 _LISTS = ("answers", "positives", "negatives")
@@ -52,7 +51,7 @@ def examples_from(rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -
 
 
 def _examples(rows: Iterable[Row], source: str, progress: bool) -> list[Example]:
-    found = [_example(row) for row in tqdm(rows, desc="read", unit="row", disable=not progress, delay=1.0)]
+    found = [_example(row) for row in track(rows, desc="read", unit="row", disable=not progress, delay=1.0)]
     if not found:
         raise DataError(f"{source}: there is no row, wanted at least one example")
     return found

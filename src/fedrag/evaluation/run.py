@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from fedrag.errors import InputError
 from fedrag.evaluation.ranking import answer_recall, label_metrics
 from fedrag.evaluation.report import Record, Report, clusters_of, summarize
 from fedrag.evaluation.text import answer_metrics, support
+from fedrag.progress import track
 from fedrag.types import Answer, Example, Hit, Retriever
 
 
@@ -146,7 +145,7 @@ def _retrieve(
     retriever: Retriever, questions: Sequence[str], k: int, batch_size: int, progress: bool
 ) -> list[tuple[Hit, ...]]:
     ranked: list[tuple[Hit, ...]] = []
-    with tqdm(total=len(questions), desc="retrieving", unit="question", disable=not progress) as bar:
+    with track(total=len(questions), desc="retrieving", unit="question", disable=not progress) as bar:
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
             found = retriever.retrieve(batch, k)

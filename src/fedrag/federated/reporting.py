@@ -6,9 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from fedrag.federated.plan import Plan
+from fedrag.progress import track
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -25,7 +24,7 @@ def reporting(plan: Plan, callbacks: Sequence[TrainerCallback], progress: bool) 
     they write into `control` has no effect.
     """
     feed = _feed(plan, callbacks) if callbacks else None
-    with tqdm(total=plan.rounds, desc="rounds", unit="round", disable=not progress) as bar:
+    with track(total=plan.rounds, desc="rounds", unit="round", disable=not progress) as bar:
 
         def on_round(done: Round) -> None:
             bar.update(done.number + 1 - bar.n if done.number < plan.rounds else 0)

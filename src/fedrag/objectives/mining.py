@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from tqdm.auto import tqdm
 
 from fedrag.errors import ConfigError, DataError
 from fedrag.generators.score_cache import CachedScorer
@@ -26,6 +25,7 @@ from fedrag.objectives.cross_encoder import Judge, PairScorer
 from fedrag.objectives.objective import one_of
 from fedrag.ops.matching import whole_tokens
 from fedrag.ops.similarity import all_pairs
+from fedrag.progress import track
 from fedrag.rag import RAGSystem
 from fedrag.types import Document, Example, Hit
 
@@ -200,7 +200,7 @@ def mine(
     miner, dice = Miner(rag, guards), random.Random(seed)
     filled: list[Example] = []
     found: list[int] = []
-    with tqdm(total=len(examples), desc="mine", unit="q", disable=not progress) as bar:
+    with track(total=len(examples), desc="mine", unit="q", disable=not progress) as bar:
         for start in range(0, len(examples), _BATCH):
             batch = examples[start : start + _BATCH]
             for example, row in zip(batch, miner.find(batch), strict=True):

@@ -19,11 +19,10 @@ import logging
 import random
 from collections.abc import Sequence
 
-from tqdm.auto import tqdm
-
 from fedrag.errors import ConfigError, DataError
 from fedrag.generators.causal import CausalLM
 from fedrag.objectives.contexts import Contexts
+from fedrag.progress import track
 from fedrag.rag import RAGSystem
 from fedrag.types import Example
 
@@ -70,7 +69,7 @@ def sft_rows(
     dice = random.Random(seed)
     rows: list[dict[str, str]] = []
     strange = 0
-    with tqdm(total=len(examples), desc="write rows", unit="q", disable=not progress) as bar:
+    with track(total=len(examples), desc="write rows", unit="q", disable=not progress) as bar:
         for start in range(0, len(examples), _BATCH):
             batch = examples[start : start + _BATCH]
             hits = rag.retriever.retrieve([e.question for e in batch], depth) if depth else [[] for _ in batch]

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from fedrag.data import split
 from fedrag.data.splits import normalize
 from fedrag.errors import InputError
+from fedrag.progress import track
 from fedrag.types import Document, Example
 
 _log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def read_documentation(
         InputError: if no documentation was found at all.
     """
     found: dict[str, tuple[Document, str]] = {}  # by text: what has two names is one passage, under the first
-    with tqdm(desc="documentation", unit="passage", disable=not progress) as bar:
+    with track(desc="documentation", unit="passage", disable=not progress) as bar:
         for package, module, name, question, body in _pairs(packages):
             if body not in found:
                 metadata = {"package": package, "module": module, "name": name}

@@ -33,7 +33,7 @@ from fedrag.quickstart.training import train
 from fedrag.quickstart.world import BASE, TEMPLATE, World, gold_context, world_retriever
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Document, Example, Generator, Hit, Retriever, Where
 
@@ -149,7 +149,7 @@ def run_regimes(
     train_lsr(tuned, world, steps.lsr, seed)
     report("LSR, frozen reader", with_parts(tuned, generator=untrained.generator))
     report("RALT, then LSR", tuned)
-    lexical = with_parts(further, retriever=BM25(world.documents))
+    lexical = with_parts(further, retriever=LexicalRetriever(world.documents))
     reports["RALT, with BM25"] = {END_TO_END: measure(lexical, world, questions)[END_TO_END]}
     if controls:
         total = steps.ralt + steps.lsr

@@ -17,7 +17,7 @@ from fedrag.quickstart.static_encoder import static_encoder
 from fedrag.quickstart.training import train
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.retrievers.lexical import BM25
+from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Retriever
 
@@ -36,7 +36,7 @@ def run_regimes(
 ) -> dict[str, dict[str, Report]]:
     """Measure BM25, the encoder before, and the encoder after contrastive tuning, over all passages."""
     announce(LEXICAL)
-    reports = {LEXICAL: _measure(BM25(text.documents), text)}
+    reports = {LEXICAL: _measure(LexicalRetriever(text.documents), text)}
     announce(UNTRAINED)
     passages = {document.id: document.text for document in text.documents}
     made = static_encoder([t for e in text.train for t in (e.question, passages[e.positives[0]])], width=512, seed=seed)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from typing_extensions import TypeVar
 
 from fedrag.encoders.sentence import SentenceEncoder
@@ -25,6 +24,7 @@ from fedrag.errors import InputError, StaleIndexError, StoreError
 from fedrag.ops.gradcache import embed_in_pieces
 from fedrag.ops.modes import evaluating
 from fedrag.ops.similarity import own_candidates
+from fedrag.progress import Bar, track
 from fedrag.types import Document, Encoder, Fillable, Hit, KnowledgeStore, Where
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class DenseRetriever(Generic[E]):
                 raise InputError(f"two different documents have the id {document.id!r}; give each its own")
         self.check_fresh()
         waiting = [document for document in unique.values() if not self._holds(document)]
-        bar = tqdm(
+        bar = track(
             total=len(unique), initial=len(unique) - len(waiting), desc="index", unit="doc", disable=not progress
         )
         # before the first vector is stored: interrupted in between, the store would not know who wrote what it holds
@@ -145,7 +145,7 @@ class DenseRetriever(Generic[E]):
         fresh = store.fingerprint == self.encoder.fingerprint
         if not len(store) or (fresh and not isinstance(store, Fillable)):
             return 0
-        with tqdm(total=len(store), desc="refresh", unit="doc", disable=not progress or fresh) as bar:
+        with track(total=len(store), desc="refresh", unit="doc", disable=not progress or fresh) as bar:
             if isinstance(store, Fillable) and fresh:
                 return self._embed(store.lacking(size), store.update_vectors, bar)
             rebuild = store.rebuild(self.encoder.fingerprint)
@@ -161,9 +161,7 @@ class DenseRetriever(Generic[E]):
                 else:
                     return total
 
-    def _embed(
-        self, windows: Iterable[list[Document]], put: Callable[[Sequence[str], Tensor], None], bar: tqdm[Any]
-    ) -> int:
+    def _embed(self, windows: Iterable[list[Document]], put: Callable[[Sequence[str], Tensor], None], bar: Bar) -> int:
         total = 0
         for window in windows:
             put([document.id for document in window], self.embed_documents(window, bar))
@@ -184,7 +182,7 @@ class DenseRetriever(Generic[E]):
         with evaluating(self.network):
             return self._by_length(self.encoder.encode_queries, queries)
 
-    def embed_documents(self, documents: Sequence[Document], bar: tqdm[Any] | None = None) -> Tensor:
+    def embed_documents(self, documents: Sequence[Document], bar: Bar | None = None) -> Tensor:
         """Vectors `[n, d]` of documents, without gradient or dropout; `bar` is moved on by each batch."""
         with evaluating(self.network):
             return self._by_length(self.encoder.encode_documents, [document.text for document in documents], bar)
@@ -197,7 +195,7 @@ class DenseRetriever(Generic[E]):
         return nn.ModuleList(self.encoder.parts().values())
 
     def _by_length(
-        self, encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], bar: tqdm[Any] | None = None
+        self, encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], bar: Bar | None = None
     ) -> Tensor:
         """Encode `batch_size` texts at a time, long with long and short with short, so that little is padding."""
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))

@@ -2,7 +2,8 @@
 
 The scoring is bm25s' (Lucene's variant, k1 = 1.5, b = 0.75), over lower-cased runs of letters and digits.
 
->>> bm25 = BM25([Document("the cat sat", id="1"), Document("a dog ran", id="2"), Document("birds fly", id="3")])
+>>> documents = [Document("the cat sat", id="1"), Document("a dog ran", id="2"), Document("birds fly", id="3")]
+>>> bm25 = LexicalRetriever(documents)
 >>> [hit.document.id for hit in bm25.retrieve(["which dog?"], k=1)[0]]
 ['2']
 """
@@ -25,7 +26,7 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG for itself
 _WORD = re.compile(r"[^\W_]+")
 
 
-class BM25:
+class LexicalRetriever:
     """A retriever over a fixed list of documents, by the words that query and document share."""
 
     def __init__(self, documents: Sequence[Document]) -> None:

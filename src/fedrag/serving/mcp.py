@@ -7,11 +7,12 @@ It has the tools `search` and, with a generator, `ask`, which reports its pieces
 caller got wrong comes back as the tool's error, which names the value; of other errors only that they happened.
 
 >>> import asyncio
->>> from fedrag import BM25, Document, RAGSystem
+>>> from fedrag import LexicalRetriever, Document, RAGSystem
 >>> from mcp import Client
 >>> documents = [Document("Paris is the capital of France.", id="p"), Document("Rome is old.", id="r")]
 >>> async def ask() -> object:
-...     async with Client(mcp_server(Served(RAGSystem(retriever=BM25(documents)), name="capitals"))) as client:
+...     rag = RAGSystem(retriever=LexicalRetriever(documents))
+...     async with Client(mcp_server(Served(rag, name="capitals"))) as client:
 ...         found = await client.call_tool("search", {"query": "What is the capital of France?", "top_k": 1})
 ...         return [source["id"] for source in found.structured_content["result"]]
 >>> asyncio.run(ask())

@@ -7,8 +7,9 @@ no slot, and one that goes away ends its generation: a `CausalLM`'s with the nex
 to be seen, another's with its next piece. The work itself is `RAGSystem`'s.
 
 >>> import asyncio
->>> from fedrag import BM25, Document, RAGSystem
->>> rag = RAGSystem(retriever=BM25([Document("Paris is the capital of France."), Document("Rome is old.")]), top_k=1)
+>>> from fedrag import LexicalRetriever, Document, RAGSystem
+>>> documents = [Document("Paris is the capital of France."), Document("Rome is old.")]
+>>> rag = RAGSystem(retriever=LexicalRetriever(documents), top_k=1)
 >>> asyncio.run(Served(rag, name="capitals").retrieve("What is the capital of France?"))[0].document.text
 'Paris is the capital of France.'
 """

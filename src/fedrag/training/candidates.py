@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from fedrag.errors import InputError, TrainingError
 from fedrag.objectives.objective import Objective
 from fedrag.ops.modes import evaluating
 from fedrag.ops.similarity import all_pairs
+from fedrag.progress import track
 from fedrag.training.costs import Costs
 from fedrag.types import Document, Example
 
@@ -62,7 +62,7 @@ class CandidateTable:
         """Retrieve anew for all examples, with the encoder as it is now."""
         found: list[list[Document]] = []
         if is_writer():
-            with tqdm(total=len(examples), desc="retrieve", unit="q", disable=not self.progress, leave=False) as bar:
+            with track(total=len(examples), desc="retrieve", unit="q", disable=not self.progress, leave=False) as bar:
                 for start in range(0, len(examples), batch_size):
                     batch = examples[start : start + batch_size]
                     found += self._find(batch)

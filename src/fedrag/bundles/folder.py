@@ -16,39 +16,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from fedrag import durable
+from fedrag.bundles.card import card
+from fedrag.bundles.parts import Parts, Settings
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import InputError, StoreError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt
 from fedrag.stores.memory import MemoryStore
-from fedrag.types import Encoder, Generator, KnowledgeStore
+from fedrag.types import Generator, KnowledgeStore
 
 _FILE = "fedrag.json"
 _FORMAT = 3
-_READ = {"stuff": "in each prompt", "ensemble": "each in a prompt of its own"}
-
-
-class Settings(TypedDict):
-    """What a system is beside its parts, as `RAGSystem` takes it. Without a `temperature` it takes its encoder's."""
-
-    top_k: int
-    prompt: Prompt
-    reader: Literal["stuff", "ensemble"]
-    temperature: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a system is made of."""
-
-    encoder: Encoder
-    store: KnowledgeStore
-    generator: Generator | None
 
 
 def save(path: Path, settings: Settings, parts: Parts) -> None:
@@ -73,7 +56,7 @@ def save(path: Path, settings: Settings, parts: Parts) -> None:
         saved = {"format": _FORMAT, **settings, "prompt": asdict(settings["prompt"])}
         saved |= {"elsewhere": elsewhere, "generator": generator is not None}
         (folder / _FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
-        (folder / "README.md").write_text(_card(settings, parts, elsewhere), encoding="utf-8")
+        (folder / "README.md").write_text(card(settings, parts, elsewhere), encoding="utf-8")
 
     durable.publish(path, write)
 
@@ -122,16 +105,3 @@ def _read(folder: Path) -> tuple[Settings, Mapping[str, str], bool]:
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{file} is missing or damaged; restore the folder from a copy") from None
     raise StoreError(f"{file} has format {version}, this fedrag reads {_FORMAT}: upgrade fedrag")
-
-
-def _card(settings: Settings, parts: Parts, elsewhere: Mapping[str, str]) -> str:
-    passed = "".join(f", {part}={part}" for part in elsewhere)
-    told = [
-        f"{len(parts.store)} documents, the best {settings['top_k']} of them {_READ[settings['reader']]}. Document "
-        f"encoder `{parts.encoder.fingerprint}`.",
-        f'```python\nfrom fedrag import RAGSystem\n\nrag = RAGSystem.load("path/to/the/folder/above"{passed})\n```',
-        "`encoder/` is a sentence-transformers model"
-        + (", `generator/` a transformers model or a peft adapter." if isinstance(parts.generator, CausalLM) else "."),
-        *(f"The {part} is not in this folder: it was a `{kind}`." for part, kind in elsewhere.items()),
-    ]
-    return "---\nlibrary_name: fedrag\ntags:\n- rag\n---\n\n# A RAG system\n\n" + "\n\n".join(told) + "\n"
