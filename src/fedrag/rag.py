@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from fedrag.bundles import folder
@@ -29,29 +27,10 @@ from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
 from fedrag.generators.causal import CausalLM
 from fedrag.progress import track
-from fedrag.prompts import Prompt, Tokens
+from fedrag.prompts import Prompt
+from fedrag.reading import Reading, Stream, fitting, weights_of
 from fedrag.retrievers.dense import DenseRetriever
 from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, MixtureGenerator, Retriever, Streamer, Where
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """What the generator gets to answer one question: prompts, their weights, and the texts of documents in them."""
-
-    prompts: list[str]
-    weights: list[float]
-    read: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """An answer on its way: the hits are known at once, iterating yields the text piece by piece."""
-
-    hits: tuple[Hit, ...]
-    pieces: Iterator[str]
-
-    def __iter__(self) -> Iterator[str]:
-        return self.pieces
 
 
 class RAGSystem:
@@ -235,20 +214,17 @@ class RAGSystem:
             )
         return self.generator
 
-    def _reading(self, question: str, hits: Sequence[Hit], answer_tokens: int = 0) -> _Reading:
+    def _reading(self, question: str, hits: Sequence[Hit], answer_tokens: int = 0) -> Reading:
         documents = [hit.document for hit in hits]
         alone = self.reader == "ensemble" and hits
         groups = [[document] for document in documents] if alone else [documents]
         parts = [self._fitting(question, group, answer_tokens) for group in groups]
-        weights = _weights(hits, self.temperature) if alone else [1.0]
+        weights = weights_of(hits, self.temperature) if alone else [1.0]
         read = tuple(document.text for part in parts for document in part)
-        return _Reading([self.prompt.render(question, part) for part in parts], weights, read)
+        return Reading([self.prompt.render(question, part) for part in parts], weights, read)
 
     def _fitting(self, question: str, documents: Sequence[Document], answer_tokens: int) -> Sequence[Document]:
-        if not isinstance(self.generator, Tokens):
-            return documents
-        reserve = max(answer_tokens, self.generator.max_new_tokens)
-        return self.prompt.fit_documents(question, documents, self.generator, reserve=reserve)
+        return fitting(self.prompt, question, documents, self.generator, answer_tokens)
 
     def _retrieve(self, questions: Sequence[str], k: int | None, where: Where | None) -> list[list[Hit]]:
         depth = self.top_k if k is None else _depth(k)
@@ -271,9 +247,3 @@ def _scale(retriever: Retriever) -> float:
     """The temperature that scores of this kind want: cosines differ by little, inner products by much."""
     encoder = retriever.encoder if isinstance(retriever, DenseRetriever) else None
     return 0.05 if isinstance(encoder, SentenceEncoder) and encoder.model.similarity_fn_name == "cosine" else 1.0
-
-
-def _weights(hits: Sequence[Hit], temperature: float) -> list[float]:
-    """p(document | question); a score of -inf has no share, unless all are: then nothing is known, and all share."""
-    scores = torch.tensor([hit.score for hit in hits], dtype=torch.float64).clamp(min=-1e30)  # [k]
-    return torch.softmax(scores / temperature, dim=0).tolist()
