@@ -22,6 +22,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fedrag.bundles import folder
+from fedrag.bundles.difference import SystemDifference, difference
 from fedrag.bundles.parts import Parts, Settings
 from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
@@ -204,6 +205,10 @@ class RAGSystem:
         """
         settings, parts = folder.load(Path(path), store=store, generator=generator, device=device)
         return cls(retriever=DenseRetriever(parts.encoder, parts.store), generator=parts.generator, **settings)
+
+    def diff(self, other: RAGSystem) -> SystemDifference:
+        """What `other` has another way than this system: settings, fingerprints, weights, documents; `print` it."""
+        return difference(self, other)
 
     @property
     def _mixer(self) -> MixtureGenerator:
