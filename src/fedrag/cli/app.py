@@ -11,6 +11,8 @@ from fedrag.cli import federate
 from fedrag.cli.ask import ask
 from fedrag.cli.evaluate import evaluate
 from fedrag.cli.index import index
+from fedrag.cli.mine import mine
+from fedrag.cli.questions import questions
 from fedrag.cli.serve import serve
 from fedrag.cli.train import train
 
@@ -40,5 +42,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(train)
 app.command()(evaluate)
+app.command()(questions)
+app.command()(mine)
 app.command()(serve)
 app.add_typer(federate.app, name="federate")
