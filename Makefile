@@ -12,7 +12,7 @@ QUIET_CORES := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 EVIDENCE := real_text world domains efficiency
 
-.PHONY: help quickstart install test test-fast check doctest readme mutants bench evidence evidence-quick methods gpu
+.PHONY: help quickstart install test test-fast check doctest readme browser docs docs-serve notebooks mutants bench evidence evidence-quick methods gpu
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,19 @@ doctest: .venv/.installed-dev  ## the examples in the docstrings
 readme: .venv/.installed-dev  ## the snippets in README.md and docs/, and the deployment of docs/deployment.md
 	$(BIN)/python scripts/readme.py $(ARGS)
 	$(BIN)/python scripts/deploy_on_loopback.py
+
+browser:  ## a headless Chromium for the tests of pages: Debian's, where there is none
+	@command -v chromium >/dev/null || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); $$SUDO apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
+
+docs: .venv/.installed-dev  ## build the documentation into site/, every warning an error
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: .venv/.installed-dev  ## show the documentation while it is written
+	$(BIN)/mkdocs serve
+
+notebooks: .venv/.installed-dev  ## execute the notebooks of docs/notebooks
+	$(BIN)/python scripts/notebooks.py $(ARGS)
 
 mutants: .venv/.installed-dev  ## plant each bug of tests/mutants.toml and demand that its test turns red
 	$(QUIET_CORES) $(BIN)/python scripts/mutants.py --jobs $(JOBS) $(ARGS)
