@@ -191,6 +191,12 @@ class MemoryStore:
     def fingerprint(self, value: str) -> None:
         self._fingerprint = value
 
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Equal as long as the store holds the same documents; vectors may be others."""
+        with self._lock:  # rows are only ever added to a table, and ids only leave while none is added
+            return (self._table, self._table.rows, len(self._row))
+
     def __len__(self) -> int:
         return len(self._row)
 
