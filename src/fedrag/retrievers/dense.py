@@ -168,6 +168,12 @@ class DenseRetriever(Generic[E]):
             total += len(window)
         return total
 
+    @property
+    def temperature(self) -> float:
+        """What a softmax of its scores wants to be divided by: cosines differ by little, inner products by much."""
+        cosine = isinstance(self.encoder, SentenceEncoder) and self.encoder.model.similarity_fn_name == "cosine"
+        return 0.05 if cosine else 1.0
+
     def check_fresh(self) -> None:
         """Raise `StaleIndexError` unless this encoder's document side wrote the store's vectors."""
         if self.store.fingerprint != self.encoder.fingerprint and len(self.store):

@@ -1,0 +1,73 @@
+"""Two stages: a retriever finds many documents cheaply, a reranker reads each with the question and keeps the best.
+
+rag = RAGSystem(
+    retriever=Reranked(dense, CrossEncoderReranker("cross-encoder/ms-marco-MiniLM-L6-v2"), depth=50), ...
+)
+RAGTrainer(Ranking(rag), train_dataset=train).train()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fedrag.errors import ConfigError
+from fedrag.ops.modes import evaluating
+from fedrag.types import Document, Hit, Retriever, Where
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Anything that scores documents for a question: `CrossEncoderReranker`, or ten lines of your own."""
+
+    def scores(self, queries: Sequence[str], documents: Sequence[Sequence[Document]]) -> Tensor:
+        """Score each query's own candidates: `[n, k]`, `-inf` where a query has fewer than k; higher is better.
+
+        Trained where it is an `nn.Module`, differentiable in the current grad mode.
+        """
+        ...
+
+
+class Reranked:
+    """The best of what a retriever finds, by a reranker's scores; equal scores stay in the retriever's order.
+
+    Args:
+        retriever: the first stage.
+        reranker: the second one.
+        depth: documents of the first stage that are scored, or k where that is more. What the first stage does not
+            find among them, no reranker brings back.
+
+    Raises:
+        ConfigError: for a depth below 1.
+    """
+
+    def __init__(self, retriever: Retriever, reranker: Reranker, *, depth: int = 50) -> None:
+        if depth < 1:
+            raise ConfigError(f"depth={depth}: the reranker must get at least 1 document")
+        self.retriever = retriever
+        self.reranker = reranker
+        self.depth = depth
+
+    @property
+    def inside(self) -> tuple[Retriever, ...]:
+        """The first stage."""
+        return (self.retriever,)
+
+    def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
+        """Return up to k hits per query, best first, each with the reranker's score."""
+        found = [[hit.document for hit in hits] for hits in self.retriever.retrieve(queries, max(k, self.depth), where)]
+        full = [n for n, row in enumerate(found) if row]
+        if not full:
+            return [[] for _ in queries]
+        quiet = evaluating(self.reranker) if isinstance(self.reranker, nn.Module) else nullcontext()
+        with quiet, torch.no_grad():
+            scores = self.reranker.scores([queries[n] for n in full], [found[n] for n in full]).cpu()  # [n, k]
+        hits: list[list[Hit]] = [[] for _ in queries]
+        for n, row in zip(full, scores.tolist(), strict=True):
+            scored = [Hit(document, score) for document, score in zip(found[n], row, strict=False)]
+            hits[n] = sorted(scored, key=lambda hit: -hit.score)[:k]
+        return hits
