@@ -93,8 +93,10 @@ def test_the_way_back_is_the_retrievers_own_ranking():
 
 
 def test_going_on_is_the_same_as_never_having_stopped():
-    writer = Writer({3: "", 7: "Which key has clerk 8 ?"})
+    first, *_, last = [int(draft.document[1:]) for draft in made(seed=3)]
+    writer = Writer({3: "", last: f"Which key has clerk {first} ?"})
     whole = made(writer, batch_size=4, seed=3)
+    assert whole[-1].refused == "repeated"
     done = whole[:8]
     assert done + made(writer, batch_size=4, seed=3, done=done) == whole
     assert [draft.document for draft in made(seed=4)] != [draft.document for draft in whole]
