@@ -17,11 +17,12 @@ import asyncio
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import nn
 
-from fedrag.bundles import folder
+from fedrag.bundles import folder, hub
 from fedrag.bundles.difference import SystemDifference, difference
 from fedrag.bundles.parts import Parts, Settings
 from fedrag.encoders.sentence import SentenceEncoder
@@ -205,6 +206,35 @@ class RAGSystem:
         """
         settings, parts = folder.load(Path(path), store=store, generator=generator, device=device)
         return cls(retriever=DenseRetriever(parts.encoder, parts.store), generator=parts.generator, **settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        store: KnowledgeStore | None = None,
+        generator: Generator | None = None,
+        device: str | None = None,
+    ) -> RAGSystem:
+        """Read a system from a model hub, "user/name", or, where there is such a folder, as `load` does.
+
+        Raises what `load` raises, and `HubError` where the hub cannot be reached or refuses.
+        """
+        path = Path(name) if Path(name).exists() else hub.pull(str(name), revision=revision, token=token)
+        return cls.load(path, store=store, generator=generator, device=device)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = True, token: str | None = None, include_store: bool = False
+    ) -> str:
+        """Put the system into the repository "user/name" of a model hub, in one commit; return its address.
+
+        The documents stay here unless `include_store`. Raises what `save` raises, and what `hub.push` does.
+        """
+        with TemporaryDirectory() as place:
+            self.save(Path(place) / "system")
+            return hub.push(Path(place) / "system", name, private=private, token=token, include_store=include_store)
 
     def diff(self, other: RAGSystem) -> SystemDifference:
         """What `other` has another way than this system: settings, fingerprints, weights, documents; `print` it."""
