@@ -113,7 +113,7 @@ def read(version: Path, *, verify: bool = False) -> Content:
     shape = (about.documents, about.width)
     # mode "c": pages that are written to are copied into memory, the file is never changed
     values = np.asarray(np.memmap(version / _VECTORS, STORED[about.dtype], "c", shape=shape))
-    matrix = Matrix(about.dtype, about.width, values=values, longest=about.longest)
+    matrix = Matrix(about.dtype, about.width, parts=[values], longest=about.longest)
     return Content(table, matrix, about.dtype, about.fingerprint)
 
 

@@ -1,8 +1,8 @@
-"""One contiguous matrix of vectors that grows in place, and the exact search in it.
+"""A matrix of vectors that grows by whole parts, and the exact search in it.
 
-Growing asks the allocator to extend the block (`realloc`, which moves memory pages instead of copying them), so that
-a store built batch by batch needs no second copy at its peak. A matrix may also lie on a file mapped copy-on-write:
-replaced rows then live in memory and the file stays as it is.
+Growing adds a part and never copies one that is there, so that a store built batch by batch, or opened and added to,
+needs no second copy at its peak; memory that is reserved and not yet written costs nothing. A part may also lie on a
+file mapped copy-on-write: replaced rows then live in memory and the file stays as it is.
 
 `nearest` finds candidates with one float32 product, all that its rounding error may have kept from the k best, and then
 scores these again in float64, rounded to float32 at the end. A score therefore depends on its two vectors only, not on
@@ -17,6 +17,7 @@ the batch or the place in the matrix, and equal vectors have equal scores.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Literal
@@ -38,6 +39,9 @@ _HELD = 8_000_000  # products held at a time: 32 MB
 _TINY = np.float32(2.0**-125)  # the worst error by underflow, twice
 _LOWEST = np.finfo(np.float32).min  # of what counts: -inf does not
 _BLOCK = 8192  # rows converted at a time
+_PART = 1 << 26  # bytes of a part, at most, unless more come at a time
+_SHARED = 1 << 20  # bytes of a part that is not worth a copy
+_FIRST = 256  # rows of the first part, at least
 _LONGEST = 1e18  # norms up to here cannot overflow a float32 inner product
 
 
@@ -73,41 +77,68 @@ class Matrix:
     """Rows of `width` values in float32 or bfloat16. `longest` is an upper bound of the rows' norms."""
 
     def __init__(
-        self, dtype: DType, width: int, *, values: npt.NDArray[Any] | None = None, longest: float = 0.0
+        self, dtype: DType, width: int, *, parts: Sequence[npt.NDArray[Any]] = (), longest: float = 0.0
     ) -> None:
         self.dtype: DType = dtype
         self.width = width
         self.longest = longest
-        self._values = np.empty((0, width), STORED[dtype]) if values is None else values
+        self._parts: list[npt.NDArray[Any]] = []
+        self._ends: list[int] = []  # row after the last of each part
+        for part in parts:
+            self._join(part)
 
     def write(self, start: int, vectors: Tensor) -> None:
         """Put `[n, d]` float32 vectors into the rows from `start` on; grows as needed."""
         self.check_width(vectors)
-        self._reserve(start + len(vectors))
-        self._view(start + len(vectors))[start:] = vectors
+        end = start + len(vectors)
+        have = self._ends[-1] if self._ends else 0
+        if end > have:
+            most = _PART // (self.width * STORED[self.dtype].itemsize)
+            self._join(np.empty((max(end - have, min(most, have + _FIRST)), self.width), STORED[self.dtype]))
+        for at, piece in self._pieces(start, end):
+            self._torch(piece)[:] = vectors[at - start : at - start + len(piece)]
         self._note(vectors)
 
     def replace(self, rows: Tensor, vectors: Tensor) -> None:
         """Put `[n, d]` float32 vectors into these `[n]` rows, which are there already."""
         self.check_width(vectors)
-        self._view(len(self._values))[rows] = vectors.to(self._torch_dtype)
+        places, stored = rows.numpy(), vectors.to(self._torch_dtype)
+        for start, part, here in self._owners(places):
+            self._torch(part)[torch.from_numpy(places[here] - start)] = stored[torch.from_numpy(here)]
         self._note(vectors)
 
     def take(self, rows: Tensor) -> Tensor:
         """Return a float32 copy `[..., d]` of these `[...]` rows."""
-        values = self._values[rows.numpy()]  # [n, d]
+        values = self._gather(rows.numpy())  # [..., d]
         if self.dtype == "bfloat16":  # its bits are the upper half of a float32
             values = (values.astype("<u4") << 16).view("<f4")
         return torch.from_numpy(values)
 
     def taken(self, rows: Tensor) -> Matrix:
-        """Return a new matrix of these `[n]` rows, in this order."""
-        return Matrix(self.dtype, self.width, values=self._values[rows.numpy()], longest=self.longest)
+        """Return a new matrix of these `[n]` rows, in this order; of ascending rows, whole parts are shared."""
+        places = rows.numpy()
+        parts: list[npt.NDArray[Any]] = []
+        alone: list[npt.NDArray[np.int64]] = [places]  # rows to be copied, together
+        if (places[1:] > places[:-1]).all():
+            alone.clear()
+            for start, part, here in self._owners(places):
+                mine = places[here]
+                first, end = int(mine[0]) - start, int(mine[-1]) - start + 1
+                # a view keeps all of a part in memory, and many small parts would be slow
+                most = len(mine) if part.base is not None else 2 * len(mine)
+                if len(mine) == end - first and most >= len(part) and len(mine) * part.strides[0] >= _SHARED:
+                    parts += [self._gather(np.concatenate(alone))] if alone else []
+                    parts.append(part[first:end])
+                    alone.clear()
+                else:
+                    alone.append(mine)
+        parts += [self._gather(np.concatenate(alone))] if alone else []
+        return Matrix(self.dtype, self.width, parts=parts, longest=self.longest)
 
     def write_to(self, file: BinaryIO, rows: Tensor) -> None:
         """Write the stored values of these `[n]` rows to a file, little-endian."""
         for part in rows.split(_BLOCK):
-            file.write(self._values[part.numpy()].data)
+            file.write(self._gather(part.numpy()).data)
 
     def nearest(
         self, queries: Tensor, k: int, *, rows: int, keep: Tensor | None = None
@@ -158,19 +189,45 @@ class Matrix:
         count = end - start
         products = torch.empty((len(queries), -(-count // group) * group), dtype=torch.float32, device="cpu")  # [n, m]
         products[:, count:] = -torch.inf
-        matrix = self._view(end)[start:]
-        # written with out=, which autocast leaves in float32
-        if self.dtype == "float32":
-            torch.mm(queries, matrix.T, out=products[:, :count])
-        else:
-            for at in range(0, count, _BLOCK):
-                piece = matrix[at : at + _BLOCK].float()
-                torch.mm(queries, piece.T, out=products[:, at : at + len(piece)])
+        for first, values in self._pieces(start, end):
+            matrix = self._torch(values)
+            for piece in (matrix,) if self.dtype == "float32" else matrix.split(_BLOCK):
+                at = first - start
+                # written with out=, which autocast leaves in float32
+                torch.mm(queries, piece.float().T, out=products[:, at : at + len(piece)])
+                first += len(piece)
         return products.numpy()
 
-    def _view(self, rows: int) -> Tensor:
-        # views are made per call and never kept: `resize` below may move the memory under them
-        return torch.from_numpy(self._values[:rows]).view(self._torch_dtype)  # [m, d]
+    def _join(self, part: npt.NDArray[Any]) -> None:
+        self._parts.append(part)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(part))
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield the rows from `start` to `end`, part by part, each with the number of its first row."""
+        while start < end:
+            at = bisect_right(self._ends, start)
+            stop = min(end, self._ends[at])
+            offset = self._ends[at] - len(self._parts[at])
+            yield start, self._parts[at][start - offset : stop - offset]
+            start = stop
+
+    def _owners(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+        """Yield every part that holds some of these `[...]` rows: its first row, its values, which rows it holds."""
+        owners = np.searchsorted(self._ends, rows, side="right")
+        for at in np.unique(owners).tolist():
+            yield self._ends[at] - len(self._parts[at]), self._parts[at], owners == at
+
+    def _gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return a copy `[..., d]` of these `[...]` rows as they are stored."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
+        found = np.empty((*rows.shape, self.width), STORED[self.dtype])
+        for start, part, here in self._owners(rows):
+            found[here] = part[rows[here] - start]
+        return found
+
+    def _torch(self, values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).view(self._torch_dtype)  # [m, d]
 
     @property
     def _torch_dtype(self) -> torch.dtype:
@@ -188,18 +245,6 @@ class Matrix:
         if len(vectors):
             longest = float(torch.linalg.vector_norm(vectors, dim=1).max())
             self.longest = max(self.longest, longest * (1 + 2.0**-7))  # bfloat16 may round a value up by that much
-
-    def _reserve(self, rows: int) -> None:
-        have = len(self._values)
-        if rows <= have:
-            return
-        rows = max(rows, have + have // 16)
-        if self._values.flags.owndata:
-            self._values.resize((rows, self.width), refcheck=False)
-        else:  # on a mapped file, which cannot grow
-            grown = np.empty((rows, self.width), self._values.dtype)
-            grown[:have] = self._values
-            self._values = grown
 
 
 def _error(width: int) -> float:
