@@ -305,3 +305,47 @@ def test_dropout_does_not_reach_retrieval(retriever):
     first = noisy.retrieve(["key 14"], 40)
     assert first == noisy.retrieve(["key 14"], 40)
     assert noisy.encoder.training
+
+
+def test_a_stream_is_read_as_it_is_embedded():
+    encoder = Interrupting(tiny_sentence_transformer(kind="static"))
+    retriever = DenseRetriever(encoder, MemoryStore(), batch_size=2)
+    many = [Document(f"passage {n}", id=f"{n}") for n in range(100)]
+    held = []  # how far the stream was read beyond what the store had
+
+    def stream(documents):
+        for n, document in enumerate(documents):
+            held.append(n - len(retriever.store))
+            yield document
+
+    encoder.left = 2 * 16
+    with pytest.raises(Interrupt):
+        retriever.add(stream(many), progress=False)
+    assert len(retriever.store) == 64
+    assert max(held) == 31
+    encoder.left = 18  # just enough for the 36 that are missing
+    retriever.add(stream([*many, many[0], many[99]]), progress=False)
+    assert encoder.left == 0
+    whole = DenseRetriever(retriever.encoder, MemoryStore(), batch_size=2)
+    encoder.left = 10**9
+    whole.add(many, progress=False)
+    assert list(whole.store.documents()) == list(retriever.store.documents()) == many
+    ids = [document.id for document in many]
+    torch.testing.assert_close(retriever.store.vectors(ids), whole.store.vectors(ids))
+
+
+def test_a_stream_with_one_id_twice_is_refused_where_it_comes(retriever):
+    with pytest.raises(InputError, match="no document"):
+        retriever.add(iter([]), progress=False)
+    for apart in (0, 40):  # in the window, in the store
+        store = MemoryStore()
+        other = DenseRetriever(retriever.encoder, store, batch_size=1)
+        stream = [DOCUMENTS[0], *DOCUMENTS[1 : 1 + apart], replace(DOCUMENTS[0], text="another")]
+        with pytest.raises(InputError, match="two different documents have the id 'd0'"):
+            other.add(iter(stream), progress=False)
+        assert "another" not in [document.text for document in store.documents()]
+        with pytest.raises(InputError, match="two different documents have the id 'd0'"):
+            other.add(stream, progress=False)
+        assert len(store) == apart // 16 * 16
+    other.add(iter([replace(DOCUMENTS[0], text="another")]), progress=False)  # in a later call it replaces
+    assert store.get(["d0"])[0].text == "another"

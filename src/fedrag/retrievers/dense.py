@@ -11,7 +11,7 @@ a query raises `StaleIndexError` in place of silently ranking by mismatched vect
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -96,34 +96,35 @@ class DenseRetriever(Generic[E]):
             return self.store.vectors(stored).to(weights.device)
         return self.embed_documents(documents)
 
-    def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
+    def add(self, documents: Iterable[Document], *, progress: bool = True) -> None:
         """Embed and store documents; those that the store already holds, text and metadata alike, are skipped.
 
-        Interrupted and started again, it goes on with the first document that is missing. Documents longer than the
-        encoder reads are embedded by their beginning; their number is logged as a warning.
+        Any iterable will do; one that is no sequence is read as it is embedded, and of it no more than a window and
+        the ids are held. Interrupted and started again, it goes on with the first document that is missing. Documents
+        longer than the encoder reads are embedded by their beginning; their number is logged as a warning.
 
         Raises:
-            InputError: if `documents` is empty, or two different ones share an id.
+            InputError: if there is no document, or two different ones share an id. In a sequence that is found
+                before anything is stored, in a stream when it comes.
             StaleIndexError: if the store already holds vectors of another document encoder.
         """
-        if not documents:
-            raise InputError("there is no document to add; check the path or the query that should have found some")
-        unique: dict[str, Document] = {}
-        for document in documents:
-            if unique.setdefault(document.id, document) != document:
-                raise InputError(f"two different documents have the id {document.id!r}; give each its own")
+        expected: int | None = None
+        if isinstance(documents, Sequence):
+            unique: dict[str, Document] = {}
+            for document in documents:
+                if unique.setdefault(document.id, document) != document:
+                    raise _two(document)
+            if not unique:
+                raise _none()
+            documents, expected = unique.values(), len(unique)
         self.check_fresh()
-        waiting = [document for document in unique.values() if not self._holds(document)]
-        bar = track(
-            total=len(unique), initial=len(unique) - len(waiting), desc="index", unit="doc", disable=not progress
-        )
-        # before the first vector is stored: interrupted in between, the store would not know who wrote what it holds
-        self.store.fingerprint = self.encoder.fingerprint
-        cut = 0
-        with bar:
-            for start in range(0, len(waiting), _WINDOW * self.batch_size):
-                window = waiting[start : start + _WINDOW * self.batch_size]
+        cut, total = 0, 0
+        with track(total=expected, desc="index", unit="doc", disable=not progress) as bar:
+            for window in self._missing(documents, bar):
+                # before the first vector: interrupted in between, the store would not know who wrote what it holds
+                self.store.fingerprint = self.encoder.fingerprint
                 self.store.add(window, self.embed_documents(window, bar))
+                total += len(window)
                 if isinstance(self.encoder, SentenceEncoder):
                     cut += self.encoder.too_long([document.text for document in window])
         if cut and isinstance(self.encoder, SentenceEncoder):
@@ -131,9 +132,31 @@ class DenseRetriever(Generic[E]):
                 "%d of %d documents are longer than the %d tokens that the encoder reads, and were embedded by their "
                 "beginning: cut them into passages, as read_documents(..., chunk_tokens=...) does, and add those",
                 cut,
-                len(waiting),
+                total,
                 self.encoder.max_length,
             )
+
+    def _missing(self, documents: Iterable[Document], bar: Bar) -> Iterator[list[Document]]:
+        """Yield windows of the documents that the store does not hold; each must be stored before the next."""
+        seen: set[str] = set()  # ids alone: what came with one lies in the window or in the store
+        window: dict[str, Document] = {}
+        for document in documents:
+            if document.id in seen:
+                if document != (window.get(document.id) or self.store.get([document.id])[0]):
+                    raise _two(document)
+                continue
+            seen.add(document.id)
+            if self._holds(document):
+                bar.update()
+                continue
+            window[document.id] = document
+            if len(window) == _WINDOW * self.batch_size:
+                yield list(window.values())
+                window.clear()
+        if not seen:
+            raise _none()
+        if window:
+            yield list(window.values())
 
     def refresh(self, *, progress: bool = True) -> int:
         """Embed again what another document encoder wrote; return how many documents that was.
@@ -216,3 +239,11 @@ class DenseRetriever(Generic[E]):
 
     def _holds(self, document: Document) -> bool:
         return document.id in self.store and self.store.get([document.id])[0] == document
+
+
+def _none() -> InputError:
+    return InputError("there is no document to add; check the path or the query that should have found some")
+
+
+def _two(document: Document) -> InputError:
+    return InputError(f"two different documents have the id {document.id!r}; give each its own")
