@@ -26,7 +26,7 @@ FLOORS: dict[int, list[set[str]]] = {
     5: [{"objectives"}, {"evaluation"}],
     6: [{"training"}],
     7: [{"ablations"}, {"federated"}, {"synthesis"}],
-    8: [{"integrations"}],
+    8: [{"integrations"}, {"pages"}],
     9: [{"serving"}],
     10: [{"quickstart", "cli", "__main__", "__init__"}],
 }

@@ -13,6 +13,7 @@ from fedrag.cli.evaluate import evaluate
 from fedrag.cli.index import index
 from fedrag.cli.mine import mine
 from fedrag.cli.questions import questions
+from fedrag.cli.report import report
 from fedrag.cli.serve import serve
 from fedrag.cli.train import train
 
@@ -42,6 +43,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(train)
 app.command()(evaluate)
+app.command()(report)
 app.command()(questions)
 app.command()(mine)
 app.command()(serve)

@@ -1,0 +1,91 @@
+"""`fedrag report`: what a run left, as one HTML page for people to read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrag.errors import InputError
+
+if TYPE_CHECKING:
+    from fedrag.stores.memory import MemoryStore
+
+
+def report(
+    page: Annotated[Path, typer.Argument(help="The HTML file to write.", show_default=False)],
+    after: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="The report that the page is about.", show_default=False)
+    ],
+    before: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The report to compare it with.")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Option(help="A further report, as name=report.json; repeatable.")] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Training log: jsonl or trainer_state.json; repeatable."),
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="History of a federated run, as JSON.")
+    ] = None,
+    system: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Saved system that has the passages' texts.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What makes a question right; exact_match where it is.")] = None,
+    by: Annotated[str | None, typer.Option(help="Metadata key of the questions: a table by its values.")] = None,
+    shown: Annotated[int, typer.Option(min=0, help="Questions that flipped to hold, of each kind.")] = 100,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Evaluation report",
+    json_: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
+) -> None:
+    """Write the page of a run: metrics, learning curves, and the questions that flipped.
+
+    Reports are what `fedrag evaluate --save` writes. The page is one file that asks for nothing from outside.
+    """
+    from fedrag.evaluation import Report
+    from fedrag.pages import read_history, read_log, write_page
+
+    about = {"after": after.name, **({"before": before.name} if before else {})}
+    others: dict[str, Report] = {}
+    for named in more or []:
+        name, equals, file = named.partition("=")
+        if not (name and equals and Path(file).is_file()):
+            raise InputError(f"--more takes name=report.json, the file of a saved report, got {named!r}")
+        others[name] = Report.load(file)
+        about[name] = Path(file).name
+    store = None
+    if system is not None:
+        store = _store(system)
+        about |= {"system": system.name, "documents": f"{len(store):,}", "encoder of the documents": store.fingerprint}
+    written = write_page(
+        page,
+        after=Report.load(after),
+        before=Report.load(before) if before else None,
+        more=others,
+        log=[row for path in log or [] for row in read_log(path)],
+        history=read_history(history) if history else None,
+        store=store,
+        metric=metric,
+        by=by,
+        shown=shown,
+        title=title,
+        about=about,
+    )
+    if json_:
+        typer.echo(json.dumps({**asdict(written), "path": str(written.path)}))
+        return
+    flipped = f"; {written.became_right} became right, {written.became_wrong} wrong" if before else ""
+    typer.echo(f"{written.path}: {written.bytes / 1000:,.0f} kB{flipped}")
+
+
+def _store(system: Path) -> MemoryStore:
+    """The documents of a saved system, without its models."""
+    from fedrag import durable
+    from fedrag.stores.memory import MemoryStore
+
+    folder = durable.current(system) / "store"
+    if not folder.is_dir():
+        raise InputError(f"{system} holds no documents, for they are in a database; leave --system out to show ids")
+    return MemoryStore.open(folder)
