@@ -17,7 +17,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import nn
@@ -25,21 +24,22 @@ from torch import nn
 from fedrag.bundles import folder, hub
 from fedrag.bundles.difference import SystemDifference, difference
 from fedrag.bundles.parts import Parts, Settings
-from fedrag.encoders.sentence import SentenceEncoder
 from fedrag.errors import ConfigError, InputError
 from fedrag.generators.causal import CausalLM
 from fedrag.progress import track
 from fedrag.prompts import Prompt
-from fedrag.reading import Reading, Stream, fitting, weights_of
+from fedrag.reading import Reading, Stream, fitting, mixer, reading
 from fedrag.retrievers.dense import DenseRetriever
-from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, MixtureGenerator, Retriever, Streamer, Where
+from fedrag.retrievers.nested import find, the
+from fedrag.retrievers.reranked import Reranked, Reranker
+from fedrag.types import Answer, Document, Generator, Hit, KnowledgeStore, Retriever, Streamer, Where
 
 
 class RAGSystem:
     """Retrieve, then read.
 
     Args:
-        retriever: finds documents for a question.
+        retriever: finds documents for a question: a `DenseRetriever`, alone or in a `HybridRetriever` or `Reranked`.
         generator: answers a prompt; `None` makes a system that only retrieves, to tune a retriever alone.
         top_k: documents in a prompt; 0 asks the generator alone (closed book).
         prompt: how question and documents become one text, the same when asking and when training.
@@ -47,7 +47,8 @@ class RAGSystem:
             distributions by p(document | question), as RA-DIT (arXiv 2310.01352) and RAG-Token (2005.11401) do. It
             wants a `MixtureGenerator`, as `CausalLM` is.
         temperature: that of p(document | question) = softmax(score / temperature), which the ensemble reader and
-            marginals over documents weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1.
+            marginals over documents weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1: right for the
+            scores of a reranker, and near uniform for those of a hybrid retriever.
 
     Raises `ConfigError` for settings that are impossible, alone or together.
     """
@@ -67,11 +68,12 @@ class RAGSystem:
         self.top_k = _depth(top_k)
         self.prompt = prompt or Prompt()
         self.reader: Literal["stuff", "ensemble"] = reader
-        self.temperature = _scale(retriever) if temperature is None else _positive(temperature)
+        scale = retriever.temperature if isinstance(retriever, DenseRetriever) else 1.0
+        self.temperature = scale if temperature is None else _positive(temperature)
         if reader not in ("stuff", "ensemble"):
             raise ConfigError(f"reader={reader!r}: it must be 'stuff' or 'ensemble'")
         if reader == "ensemble" and generator is not None:
-            _ = self._mixer  # say now what this reader cannot do, not when the first question comes
+            mixer(generator)  # say now what this reader cannot do, not when the first question comes
 
     def retrieve(self, question: str, *, k: int | None = None, where: Where | None = None) -> list[Hit]:
         """Return the hits for a question, best first."""
@@ -102,7 +104,9 @@ class RAGSystem:
                 hits = self._retrieve(batch, k, where)
                 readings = [self._reading(question, row) for question, row in zip(batch, hits, strict=True)]
                 if self.reader == "ensemble":
-                    texts = self._mixer.generate_mixture([r.prompts for r in readings], [r.weights for r in readings])
+                    texts = mixer(self.generator).generate_mixture(
+                        [r.prompts for r in readings], [r.weights for r in readings]
+                    )
                 else:
                     texts = self.generator.generate([reading.prompts[0] for reading in readings])
                 answers += [
@@ -138,7 +142,7 @@ class RAGSystem:
         if alone and isinstance(self.generator, Streamer):
             pieces = self.generator.stream(reading.prompts[0], **settings)
         else:
-            pieces = self._mixer.stream_mixture(reading.prompts, reading.weights, **settings)
+            pieces = mixer(self.generator).stream_mixture(reading.prompts, reading.weights, **settings)
         return Stream(tuple(hits), pieces)
 
     def prompt_for(self, question: str, documents: Sequence[Document], *, answer_tokens: int = 0) -> str:
@@ -147,7 +151,7 @@ class RAGSystem:
         `answer_tokens` is the length of the answer to come, where it is known (training); room is kept for it and
         for what the generator may write, so that asking and training shorten alike.
         """
-        return self.prompt.render(question, self._fitting(question, documents, answer_tokens))
+        return self.prompt.render(question, fitting(self.prompt, self.generator, question, documents, answer_tokens))
 
     def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
         """Embed and store documents; what is there already is skipped."""
@@ -155,20 +159,25 @@ class RAGSystem:
 
     @property
     def dense(self) -> DenseRetriever:
-        """The retriever, where it is a dense one. Raises `InputError` where it is not."""
-        if not isinstance(self.retriever, DenseRetriever):
-            raise InputError(f"this needs a DenseRetriever, the system has a {type(self.retriever).__name__}")
-        return self.retriever
+        """The dense retriever, alone or inside another. Raises `InputError` where there is none, or two."""
+        return the(self.retriever, DenseRetriever)
+
+    @property
+    def reranker(self) -> Reranker:
+        """What reranks. Raises `InputError` where nothing does."""
+        return the(self.retriever, Reranked).reranker
 
     def parts(self) -> dict[str, nn.Module]:
-        """The disjoint modules that hold all weights, by canonical name: `retriever/query`, `generator`, ...
+        """The disjoint modules that hold all weights, by canonical name: `retriever/query`, `reranker`, ...
 
         A parameter's canonical name is its part's name, a slash, and its name in the part. Whatever is trained,
         saved as a checkpoint or exchanged is named so.
         """
         parts: dict[str, nn.Module] = {}
-        if isinstance(self.retriever, DenseRetriever):
-            parts |= {f"retriever/{name}": part for name, part in self.retriever.encoder.parts().items()}
+        if (dense := find(self.retriever, DenseRetriever)) is not None:
+            parts |= {f"retriever/{name}": part for name, part in dense.encoder.parts().items()}
+        if (reranked := find(self.retriever, Reranked)) and isinstance(reranked.reranker, nn.Module):
+            parts["reranker"] = reranked.reranker
         if isinstance(self.generator, CausalLM):
             parts["generator"] = self.generator.model
         return parts
@@ -180,14 +189,18 @@ class RAGSystem:
     def save(self, path: str | Path) -> None:
         """Write the system into a folder, in one atomic step.
 
-        `encoder/` loads with sentence-transformers, `generator/` with transformers and peft, without fedrag. A store
-        that is a database, and a generator that is not a `CausalLM`, stay where they are: `load` wants them passed.
+        `encoder/` and `reranker/` load with sentence-transformers, `generator/` with transformers and peft, without
+        fedrag. A store that is a database, and a generator or a reranker of another kind than fedrag's own, stay where
+        they are: `load` wants them passed.
 
         Raises:
-            InputError: if the encoder is not a `SentenceEncoder`.
+            InputError: if the encoder is not a `SentenceEncoder`, or for a retriever of another kind.
         """
         settings = Settings(top_k=self.top_k, prompt=self.prompt, reader=self.reader, temperature=self.temperature)
-        folder.save(Path(path), settings, Parts(self.dense.encoder, self.dense.store, self.generator))
+        dense, reranked = self.dense, find(self.retriever, Reranked)
+        reranker = reranked.reranker if reranked else None
+        parts = Parts(dense.encoder, dense.store, self.generator, self.retriever, reranker)
+        folder.save(Path(path), settings, parts)
 
     @classmethod
     def load(
@@ -196,70 +209,43 @@ class RAGSystem:
         *,
         store: KnowledgeStore | None = None,
         generator: Generator | None = None,
+        reranker: Reranker | None = None,
         device: str | None = None,
     ) -> RAGSystem:
-        """Read what `save` wrote; `store` and `generator` take the place of the saved ones.
+        """Read what `save` wrote; `store`, `generator` and `reranker` take the place of the saved ones.
 
         Raises:
             StoreError: if there is no saved system, or a newer fedrag wrote it.
             InputError: if a part that stayed elsewhere is not passed.
         """
-        settings, parts = folder.load(Path(path), store=store, generator=generator, device=device)
-        return cls(retriever=DenseRetriever(parts.encoder, parts.store), generator=parts.generator, **settings)
+        settings, parts = folder.load(Path(path), store=store, generator=generator, reranker=reranker, device=device)
+        return cls(retriever=parts.retriever, generator=parts.generator, **settings)
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        store: KnowledgeStore | None = None,
-        generator: Generator | None = None,
-        device: str | None = None,
+        cls, name: str | Path, *, revision: str | None = None, token: str | None = None, **given: Any
     ) -> RAGSystem:
-        """Read a system from a model hub, "user/name", or, where there is such a folder, as `load` does.
+        """Read a system from a model hub, "user/name", or from a folder; `given` is what else `load` takes.
 
         Raises what `load` raises, and `HubError` where the hub cannot be reached or refuses.
         """
         path = Path(name) if Path(name).exists() else hub.pull(str(name), revision=revision, token=token)
-        return cls.load(path, store=store, generator=generator, device=device)
+        return cls.load(path, **given)
 
-    def push_to_hub(
-        self, name: str, *, private: bool = True, token: str | None = None, include_store: bool = False
-    ) -> str:
-        """Put the system into the repository "user/name" of a model hub, in one commit; return its address.
+    def push_to_hub(self, name: str, **settings: Any) -> str:
+        """Put the system into the repository "user/name" of a model hub; return the commit's address.
 
-        The documents stay here unless `include_store`. Raises what `save` raises, and what `hub.push` does.
+        `settings` and errors are those of `hub.push`: `private=True, token=None, include_store=False`.
         """
-        with TemporaryDirectory() as place:
-            self.save(Path(place) / "system")
-            return hub.push(Path(place) / "system", name, private=private, token=token, include_store=include_store)
+        return hub.saved_and_pushed(self.save, name, **settings)
 
     def diff(self, other: RAGSystem) -> SystemDifference:
         """What `other` has another way than this system: settings, fingerprints, weights, documents; `print` it."""
         return difference(self, other)
 
-    @property
-    def _mixer(self) -> MixtureGenerator:
-        if not isinstance(self.generator, MixtureGenerator):
-            raise ConfigError(
-                f"reader='ensemble' wants a generator with generate_mixture() and stream_mixture(), as CausalLM has, "
-                f"got a {type(self.generator).__name__}: use reader='stuff'"
-            )
-        return self.generator
-
     def _reading(self, question: str, hits: Sequence[Hit], answer_tokens: int = 0) -> Reading:
-        documents = [hit.document for hit in hits]
-        alone = self.reader == "ensemble" and hits
-        groups = [[document] for document in documents] if alone else [documents]
-        parts = [self._fitting(question, group, answer_tokens) for group in groups]
-        weights = weights_of(hits, self.temperature) if alone else [1.0]
-        read = tuple(document.text for part in parts for document in part)
-        return Reading([self.prompt.render(question, part) for part in parts], weights, read)
-
-    def _fitting(self, question: str, documents: Sequence[Document], answer_tokens: int) -> Sequence[Document]:
-        return fitting(self.prompt, question, documents, self.generator, answer_tokens)
+        alone = self.reader == "ensemble"
+        return reading(self.prompt, self.generator, question, hits, alone, self.temperature, answer_tokens)
 
     def _retrieve(self, questions: Sequence[str], k: int | None, where: Where | None) -> list[list[Hit]]:
         depth = self.top_k if k is None else _depth(k)
@@ -276,9 +262,3 @@ def _positive(temperature: float) -> float:
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature={temperature}: it must be a number above 0")
     return float(temperature)
-
-
-def _scale(retriever: Retriever) -> float:
-    """The temperature that scores of this kind want: cosines differ by little, inner products by much."""
-    encoder = retriever.encoder if isinstance(retriever, DenseRetriever) else None
-    return 0.05 if isinstance(encoder, SentenceEncoder) and encoder.model.similarity_fn_name == "cosine" else 1.0

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from httpx2 import HTTPError
@@ -78,6 +79,14 @@ def push(
             repo_id, [*added, *gone], commit_message="Push a RAG system with fedrag", parent_commit=there.sha
         )
     return str(done.commit_url)
+
+
+def saved_and_pushed(save: Callable[[Path], None], repo_id: str, **settings: Any) -> str:
+    """Let `save` write the system into a folder that goes afterwards, and push that; `settings` are those of `push`."""
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "system"
+        save(folder)
+        return push(folder, repo_id, **settings)
 
 
 def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
