@@ -107,9 +107,9 @@ def test_a_folder_round_trip(tmp_path_factory: pytest.TempPathFactory, files: di
     ]
     if not wanted:
         with pytest.raises(DataError, match="empty"):
-            read_documents(root, progress=False)
+            read_documents(root, repeated=True, progress=False)
     else:
-        assert read_documents(root, progress=False) == wanted
+        assert read_documents(root, repeated=True, progress=False) == wanted
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "jsonl", "json", "csv", "parquet"])
@@ -175,7 +175,7 @@ MESSAGES = {
     "empty.txt": "empty.txt is empty",
     "latin.txt": "line 3: byte 0xe9 is not UTF-8",
     "utf16.md": "UTF-16",
-    "table.xlsx": r"cannot read \.xlsx; wanted one of \.txt, \.md, \.jsonl",
+    "table.xlsx": r"cannot read \.xlsx; wanted one of \.txt, \.md, \.html, .*\.jsonl",
     "empty.jsonl": "there is no row",
     "bad.jsonl": "line 3, column 10: not valid JSON",
     "nan.jsonl": "line 1: not valid JSON .NaN is not a JSON number",
@@ -305,13 +305,15 @@ def test_a_folder_skips_hidden_and_counts_empty_files(tmp_path: Path, caplog: py
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("" if name == "e.md" else name)
     assert [document.id for document in read_documents(root)] == ["docs/a/z.md#0", "docs/b.txt#0"]
-    assert "skipped 1 empty files of 3" in caplog.text
-    assert "left aside 1 files" in caplog.text
+    assert "skipped 1 empty files: docs/e.md" in caplog.text
+    assert "left aside 1 files of other kinds: 1 of .jsonl" in caplog.text
 
 
 def test_a_folder_without_texts(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{}")
-    with pytest.raises(DataError, match=r"no \.txt or \.md file.*1 files of other kinds: pass a table by its own path"):
+    with pytest.raises(
+        DataError, match=r"no \.txt, \.md, .* or \.docx file.*1 files of other kinds: pass a table by its own path"
+    ):
         read_documents(tmp_path)
 
 
@@ -334,7 +336,7 @@ def test_links_inside_the_folder(tmp_path: Path) -> None:
     (root / "a" / "x.txt").write_text("inside")
     (root / "y.txt").symlink_to(root / "a" / "x.txt")
     (root / "loop").symlink_to(root)
-    assert [document.id for document in read_documents(root)] == ["docs/a/x.txt#0", "docs/y.txt#0"]
+    assert [document.id for document in read_documents(root, repeated=True)] == ["docs/a/x.txt#0", "docs/y.txt#0"]
 
 
 def test_a_text_file_alone_and_in_chunks(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ what was wanted. Nothing is dropped in silence.
 """
 
 from fedrag.data.chunking import chunk
-from fedrag.data.documents import documents_from, read_documents
+from fedrag.data.documents import documents_from, read_documents, stream_documents
 from fedrag.data.examples import examples_from, read_examples
 from fedrag.data.splits import Overlap, overlap, split
 
@@ -24,4 +24,5 @@ __all__ = [
     "read_documents",
     "read_examples",
     "split",
+    "stream_documents",
 ]

@@ -48,10 +48,19 @@ def chunk(
     A chunk of white space alone is left out. Raises `ConfigError` for impossible settings and `DataError` for a
     document whose metadata has a `start` or `end` of its own.
     """
+    pieces = cutter(chunk_tokens, overlap, tokenizer)
+    shown = track(documents, desc="chunk", unit="doc", disable=not progress, delay=1.0)
+    return [piece for document in shown for piece in pieces(document)]
+
+
+def cutter(
+    chunk_tokens: int, overlap: int = 0, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Callable[[Document], Iterator[Document]]:
+    """What cuts one document after the other; settings and errors as in `chunk`."""
     check_settings(chunk_tokens, overlap, tokenizer)
     starts_of = _word_starts if tokenizer is None else _tokenizer_starts(tokenizer)
-    pieces: list[Document] = []
-    for document in track(documents, desc="chunk", unit="doc", disable=not progress, delay=1.0):
+
+    def pieces(document: Document) -> Iterator[Document]:
         for name in ("start", "end"):
             if name in document.metadata:
                 raise DataError(
@@ -61,7 +70,8 @@ def chunk(
         spans = [(a, b) for a, b in _spans(text, starts_of(text), chunk_tokens, overlap) if text[a:b].strip()]
         for number, (start, end) in enumerate(spans):
             metadata = {**document.metadata, "start": start, "end": end}
-            pieces.append(replace(document, text=text[start:end], id=f"{document.id}#{number}", metadata=metadata))
+            yield replace(document, text=text[start:end], id=f"{document.id}#{number}", metadata=metadata)
+
     return pieces
 
 

@@ -10,7 +10,6 @@ spelling of a whole number, or of a float, becomes numbers (`2020` and `0.5`, bu
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,15 +24,28 @@ from fedrag.data.fields import brief
 from fedrag.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_ROWS = 4096  # of a parquet file, held at a time
 _NO_NUMBERS = ("nan", "inf", "-inf")  # yet float() takes them
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The columns of one row, and its place: `train.jsonl, line 3`."""
+    """The columns of one row, and its place: `train.jsonl, line 3`, or `train.parquet, rows[2]`."""
 
-    where: str
+    source: str
+    number: int
     values: Mapping[str, Any]
+    by_line: bool = False
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return self.at(self.number)
+
+    def at(self, number: int) -> str:
+        """The place of another row of the same table."""
+        place = f"line {number}" if self.by_line else f"rows[{number}]"
+        return f"{self.source}, {place}" if self.source else place
 
 
 def rows_of(rows: Iterable[Any], source: str = "") -> Iterator[Row]:
@@ -42,10 +54,10 @@ def rows_of(rows: Iterable[Any], source: str = "") -> Iterator[Row]:
         hint = "; pass one of its splits, such as rows['train']" if isinstance(rows, Mapping) else ""
         raise DataError(f"rows are an iterable of dicts or one split of a dataset, got {brief(rows)}{hint}")
     for number, row in enumerate(rows):
-        where = f"{source}{', ' if source else ''}rows[{number}]"
+        found = Row(source, number, cast(Mapping[str, Any], row))
         if not isinstance(row, Mapping):
-            raise DataError(f"{where}: a row is a dict of columns, got {brief(row)}")
-        yield Row(where, cast(Mapping[str, Any], row))
+            raise DataError(f"{found.where}: a row is a dict of columns, got {brief(row)}")
+        yield found
 
 
 def read_rows(path: Path, *, texts: Collection[str], json_cells: Collection[str]) -> Iterator[Row]:
@@ -115,7 +127,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             values = _loads(decoded, where, 'one object a line, such as {"text": "..."}')
             if not isinstance(values, dict):
                 raise DataError(f"{where}: wanted one JSON object a line, got {brief(values)}")
-            yield Row(where, cast(dict[str, Any], values))
+            yield Row(str(path), number, cast(dict[str, Any], values), by_line=True)
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -126,63 +138,71 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path, texts: Collection[str], json_cells: Collection[str]) -> Iterator[Row]:
-    lines, records = _records(path)
-    if not records:
-        return
-    names = records[0]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}, line 1: the column {repeated[0]!r} stands there twice; rename one")
-    columns: list[list[Any]] = []
-    for name, cells in zip(names, zip(*records[1:], strict=True), strict=False):
-        if name in json_cells:
-            at = zip(lines[1:], cells, strict=True)
-            columns.append(
-                [_loads(c, f"{path}, line {n}, {name!r}", 'JSON, such as ["Paris"]') if c else None for n, c in at]
-            )
-        else:
-            columns.append(list(cells) if name in texts else _numbers(cells))
-    for line, *values in zip(lines[1:], *columns, strict=True):
-        yield Row(f"{path}, line {line}", dict(zip(names, values, strict=True)))
-
-
-def _records(path: Path) -> tuple[list[int], list[list[str]]]:
-    """The first line and the cells of each record, all of one width."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    lines: list[int] = []
-    records: list[list[str]] = []
-    limit = csv.field_size_limit(2**31 - 1)  # the module refuses texts above 128 KiB otherwise
-    try:
-        start = 1
-        for record in reader:
-            if record and len(record) != len((records or [record])[0]):
-                raise DataError(
-                    f"{path}, line {start}: {len(record)} cells, wanted {len(records[0])} as in line {lines[0]}"
-                )
-            if record:
-                lines.append(start)
-                records.append(record)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f'{path}, line {reader.line_num}: not valid CSV ({error}); quote cells with " and double it'
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-    return lines, records
-
-
-def _numbers(cells: Collection[str]) -> list[Any]:
-    for kind in (int, float):
-        try:
-            values = [kind(cell) if cell else None for cell in cells]
-        except ValueError:
+    """Read twice: what a column is only its last cell tells, and a table may be larger than memory."""
+    names: list[str] = []
+    numbers: dict[int, list[type[int] | type[float]]] = {}
+    for line, record in _records(path):
+        if not names:
+            names = record
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}, line {line}: the column {repeated[0]!r} stands there twice; rename one")
+            plain_text = {*texts, *json_cells}
+            numbers = {i: [int, float] for i, name in enumerate(names) if name not in plain_text}
             continue
-        if all(
-            value is None or (str(value) == cell and cell not in _NO_NUMBERS)
-            for value, cell in zip(values, cells, strict=True)
-        ):
-            return values
-    return [cell or None for cell in cells]
+        for i in [*numbers]:
+            if cell := record[i]:
+                numbers[i] = [kind for kind in numbers[i] if _spells(kind, cell)]
+                if not numbers[i]:
+                    del numbers[i]
+    rows = _records(path)
+    next(rows, None)
+    for line, record in rows:
+        values: dict[str, Any] = {}
+        for i, (name, cell) in enumerate(zip(names, record, strict=True)):
+            if name in json_cells:
+                where = f"{path}, line {line}, {name!r}"
+                values[name] = _loads(cell, where, 'JSON, such as ["Paris"]') if cell else None
+            elif i in numbers:
+                values[name] = numbers[i][0](cell) if cell else None
+            else:
+                values[name] = cell if name in texts else cell or None
+        yield Row(str(path), line, values, by_line=True)
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The first line and the cells of each record, all of one width."""
+    width, first, start = 0, 0, 1
+    with opened(path), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        while True:
+            limit = csv.field_size_limit(2**31 - 1)  # the module refuses texts above 128 KiB otherwise
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except UnicodeDecodeError:
+                read_text(path)  # says in which line
+                raise
+            except csv.Error as error:
+                raise DataError(
+                    f'{path}, line {reader.line_num}: not valid CSV ({error}); quote cells with " and double it'
+                ) from None
+            finally:
+                csv.field_size_limit(limit)
+            if record:
+                width, first = width or len(record), first or start
+                if len(record) != width:
+                    raise DataError(f"{path}, line {start}: {len(record)} cells, wanted {width} as in line {first}")
+                yield start, record
+            start = reader.line_num + 1
+
+
+def _spells(kind: type[int] | type[float], cell: str) -> bool:
+    """Whether a cell is the one spelling of a number, so that nothing is lost when it becomes one."""
+    try:
+        return str(kind(cell)) == cell and cell not in _NO_NUMBERS
+    except ValueError:
+        return False
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -192,9 +212,9 @@ def _parquet(path: Path) -> Iterator[Row]:
             names = file.schema_arrow.names
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{path}: the column {repeated[0]!r} stands there twice; rename one")
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_ROWS):
                 for values in batch.to_pylist():
-                    yield Row(f"{path}, rows[{number}]", values)
+                    yield Row(str(path), number, values)
                     number += 1
     except DataError:
         raise
