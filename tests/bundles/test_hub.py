@@ -87,7 +87,7 @@ def test_documents_stay_at_home_unless_asked_for(hub, saved, tmp_path):
     files = hub.files("me/rag")
     assert not [name for name in files if name.startswith("store")]  # the second push took them away
     assert not [data for data in files.values() if b"The key of clerk" in data]
-    assert b"documents are not here" in files["README.md"]
+    assert b'RAGSystem.from_pretrained("me/rag", store=store)' in files["README.md"]
     folder = done.stdout.strip()
     with pytest.raises(InputError, match="pass store="):
         RAGSystem.load(folder)
@@ -220,11 +220,11 @@ def test_what_tells_of_this_machine_is_not_pushed(saved, tmp_path, name, text, t
     (version / name).parent.mkdir(parents=True, exist_ok=True)
     (version / name).write_text(text)
     with pytest.raises(InputError, match=told):
-        collect(version, include_store=True, secret="the secret of this test")
+        collect(version, "me/rag", include_store=True, secret="the secret of this test")
 
 
 def test_only_parts_that_are_known_are_pushed(tmp_path):
     for name in ("encoder/model.safetensors", "encoder/optimizer.pt", "generator/trainer_state.json", ".env", "notes"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert list(collect(tmp_path)) == ["encoder/model.safetensors"]
+    assert list(collect(tmp_path, "me/rag")) == ["encoder/model.safetensors"]

@@ -30,6 +30,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from fedrag import durable
+from fedrag.bundles.card import published
 from fedrag.errors import FedRAGError, InputError
 
 _FILE, _CARD = "fedrag.json", "README.md"
@@ -65,7 +66,7 @@ def push(
     What an earlier push left there, and this one lacks, goes. Raises `InputError` for what must not leave this machine,
     for a repository that others can read although `private` is asked, `HubError` where the hub does not take it.
     """
-    content = collect(durable.current(folder), include_store=include_store, secret=token)
+    content = collect(durable.current(folder), repo_id, include_store=include_store, secret=token)
     api = HfApi(token=token)
     with asked(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -105,7 +106,9 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None)
     return _versioned(snapshot, repo_id)
 
 
-def collect(version: Path, *, include_store: bool = False, secret: str | None = None) -> dict[str, bytes | Path]:
+def collect(
+    version: Path, repo_id: str, *, include_store: bool = False, secret: str | None = None
+) -> dict[str, bytes | Path]:
     """Return what of a saved system goes to the hub, by its name there; checked, and nothing else."""
     parts = (*_MODELS, *_DATA) if include_store else _MODELS
     content: dict[str, bytes | Path] = {}
@@ -116,6 +119,9 @@ def collect(version: Path, *, include_store: bool = False, secret: str | None = 
             content[name] = path
     if not include_store and (version / "store").is_dir():
         content |= _without_store(version)
+    if _CARD in content:
+        text = (version / _CARD).read_text(encoding="utf-8")
+        content[_CARD] = published(text, repo_id, with_store=include_store).encode()
     for name, what in content.items():
         _check(name, what, secret)
     return content
@@ -145,12 +151,10 @@ def asked(repo_id: str) -> Generator[None]:
 
 
 def _without_store(version: Path) -> dict[str, bytes | Path]:
-    """The settings and the card of a folder whose store stays where it is."""
+    """The settings of a folder whose store stays where it is."""
     saved: dict[str, Any] = json.loads((version / _FILE).read_text(encoding="utf-8"))
     saved["elsewhere"] = {**saved.get("elsewhere", {}), "store": "MemoryStore"}
-    card = (version / _CARD).read_text(encoding="utf-8")
-    note = "\nThe documents are not here: pass `store=` when you load it.\n"
-    return {_FILE: json.dumps(saved, indent=2).encode(), _CARD: (card + note).encode()}
+    return {_FILE: json.dumps(saved, indent=2).encode()}
 
 
 def _check(name: str, what: bytes | Path, secret: str | None) -> None:
