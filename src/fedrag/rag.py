@@ -47,8 +47,8 @@ class RAGSystem:
             distributions by p(document | question), as RA-DIT (arXiv 2310.01352) and RAG-Token (2005.11401) do. It
             wants a `MixtureGenerator`, as `CausalLM` is.
         temperature: that of p(document | question) = softmax(score / temperature), which the ensemble reader and
-            marginals over documents weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1: right for the
-            scores of a reranker, and near uniform for those of a hybrid retriever.
+            marginals over documents weigh them by. `None` becomes 0.05 for an encoder that compares by cosine, else 1:
+            right for a reranker's scores; those of a hybrid retriever become nearly uniform by it.
 
     Raises `ConfigError` for settings that are impossible, alone or together.
     """

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from fedrag.prompts import Prompt
-from fedrag.types import Encoder, Generator, KnowledgeStore
+from fedrag.retrievers.reranked import Reranker
+from fedrag.types import Encoder, Generator, KnowledgeStore, Retriever
 
 
 class Settings(TypedDict):
@@ -20,8 +21,10 @@ class Settings(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a system is made of."""
+    """What a system is made of; the retriever is put together from encoder, store and reranker."""
 
     encoder: Encoder
     store: KnowledgeStore
     generator: Generator | None
+    retriever: Retriever
+    reranker: Reranker | None = None

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedrag.objectives.cross_encoder import Judge, PairScorer
 from fedrag.objectives.objective import ExcludeIds
 from fedrag.objectives.taught import Direction, Taught
-from fedrag.objectives.towers import Side
+from fedrag.objectives.towers import Learner
 from fedrag.rag import RAGSystem
 from fedrag.types import Document, Example
 
@@ -35,8 +35,10 @@ class Distillation(Taught):
         teacher: a sentence-transformers `CrossEncoder` with one label, whose logits are the scores, or any object
             whose `predict(list of (question, text))` returns a score for each.
         k: documents retrieved per example.
-        train: "query" moves the query tower alone, so that the index stays valid; "both" moves documents too.
-        temperature: τ_s; `None` is `rag.temperature`.
+        train: "query" moves the query tower alone, so that the index stays valid; "both" moves documents too;
+            "reranker" moves the reranker of a `Reranked` system, a small one towards a large one, say.
+        temperature: τ_s; `None` is `rag.temperature` for a system that retrieves by vectors alone, else what the
+            student's scores want: 0.05 for cosines, 1 for inner products and for a reranker.
         teacher_temperature: τ_t.
         direction: of the Kullback-Leibler divergence.
         exclude_ids: documents that must not be candidates of an example.
@@ -52,7 +54,7 @@ class Distillation(Taught):
         teacher: Judge,
         *,
         k: int = 8,
-        train: Side = "query",
+        train: Learner = "query",
         temperature: float | None = None,
         teacher_temperature: float = 1.0,
         direction: Direction = "forward",

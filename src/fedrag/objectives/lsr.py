@@ -4,7 +4,7 @@ Shi et al. 2023, "REPLUG" (arXiv 2301.12652), section 4, and Lin et al. 2023, "R
 section 2.3. For the k documents retrieved for a question,
 
     t = softmax(log p(y | q, d) / τ_t)          the teacher: how much each document helps to the answer y
-    P = softmax(s(q, d) / τ_s)                  the student: how the retriever ranks them
+    P = softmax(s(q, d) / τ_s)                  the student: how the retriever, or the reranker, ranks them
     loss = 1/n Σ KL(t || P)                     (`direction="forward"`; "reverse" is KL(P || t))
 
 `target="leave_one_out"` is LOOP of ATLAS (Izacard et al. 2022, arXiv 2208.03299, section 2.2), which asks how much
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedrag.objectives.objective import ExcludeIds, causal, one_of
 from fedrag.objectives.taught import Direction, Target, Taught
-from fedrag.objectives.towers import Side
+from fedrag.objectives.towers import Learner
 from fedrag.ops.modes import evaluating
 from fedrag.ops.targets import leave_one_out, likelihood
 from fedrag.rag import RAGSystem
@@ -44,10 +44,12 @@ class LSR(Taught):
     Args:
         rag: the system. With `train="query"`, a one-tower encoder gets a query tower of its own here.
         k: documents retrieved per example.
-        train: "query" moves the query tower alone, so that the index stays valid; "both" moves documents too.
+        train: "query" moves the query tower alone, so that the index stays valid; "both" moves documents too;
+            "reranker" moves the reranker of a `Reranked` system, on what its first stage finds.
         target: "likelihood" asks how likely each document alone makes the answer; "leave_one_out" (LOOP) how
             unlikely it gets when a document is taken away from all k, in prompts of k - 1 documents.
-        temperature: τ_s; `None` is `rag.temperature`.
+        temperature: τ_s; `None` is `rag.temperature` for a system that retrieves by vectors alone, else what the
+            student's scores want: 0.05 for cosines, 1 for inner products and for a reranker.
         normalisation: log-likelihoods as the "sum" over the answer's tokens or as their "mean" (PDist).
         teacher_temperature: τ_t; `None` is the one that belongs to the normalisation: 1 for sums, 0.1 for means
             (sums grow with the answer and sharpen the teacher by themselves, means leave it near uniform).
@@ -66,7 +68,7 @@ class LSR(Taught):
         rag: RAGSystem,
         *,
         k: int = 8,
-        train: Side = "query",
+        train: Learner = "query",
         target: Literal["likelihood", "leave_one_out"] = "likelihood",
         temperature: float | None = None,
         normalisation: Literal["sum", "mean"] = "sum",

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from fedrag.errors import ConfigError, DataError
 from fedrag.generators.causal import CausalLM
 from fedrag.rag import RAGSystem
-from fedrag.types import Document, Example
+from fedrag.retrievers.nested import find
+from fedrag.retrievers.reranked import Reranked
+from fedrag.types import Document, Example, Retriever
 
 Candidates = Callable[[Sequence[Example]], list[list[Document]]]
 ExcludeIds = Callable[[Example], Collection[str]]
@@ -83,14 +85,22 @@ class Objective(nn.Module):
         return type(self).find is Objective.find
 
     def retrieve(self, examples: Sequence[Example], k: int) -> list[list[Document]]:
-        """The k best documents per example, those that `exclude_ids` names left out."""
+        """The k best documents per example, those that `exclude_ids` names left out.
+
+        They are what the system's retriever finds, or its first stage, where the reranker is trained: it is to learn
+        from what it will be given, and not from what it would have kept.
+        """
         banned = [set(self.exclude_ids(example)) if self.exclude_ids else set[str]() for example in examples]
         spare = max(map(len, banned), default=0)
-        found = self.rag.retriever.retrieve([example.question for example in examples], k + spare)
+        found = self._source().retrieve([example.question for example in examples], k + spare)
         return [
             [hit.document for hit in hits if hit.document.id not in out][:k]
             for hits, out in zip(found, banned, strict=True)
         ]
+
+    def _source(self) -> Retriever:
+        reranked = find(self.rag.retriever, Reranked)
+        return reranked.retriever if reranked is not None and "reranker" in self.trained else self.rag.retriever
 
     @property
     def generator(self) -> CausalLM:

@@ -1,9 +1,9 @@
-"""A retriever that learns a teacher's opinion of its candidates: the body of `LSR` and of `Distillation`.
+"""A retriever or a reranker that learns a teacher's opinion of candidates: the body of `LSR` and of `Distillation`.
 
 For the k documents retrieved for a question, with scores o(q, d) of a frozen teacher,
 
     t = softmax(o(q, d) / τ_t)                  how the teacher shares out its preference
-    P = softmax(s(q, d) / τ_s)                  how the retriever ranks them
+    P = softmax(s(q, d) / τ_s)                  how the student ranks them
     loss = 1/n Σ KL(t || P)                     (`direction="forward"`; "reverse" is KL(P || t))
 
 so that the gradient with respect to s(q, d) / τ_s is (P - t) / n.
@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fedrag.errors import ConfigError
 from fedrag.generators.score_cache import CachedScorer, FingerprintedScorer
 from fedrag.objectives.objective import ExcludeIds, Objective, one_of
-from fedrag.objectives.towers import Side, trained_side
+from fedrag.objectives.towers import Learner, student
 from fedrag.ops.divergence import forward_kl, reverse_kl
 from fedrag.ops.targets import entropy, likelihood
 from fedrag.rag import RAGSystem
@@ -38,14 +38,15 @@ _FLAT = 1e-3  # nats: a smaller spread of the teacher's scores says nothing abou
 
 
 class Taught(Objective, ABC):
-    """Train the retriever towards a teacher's scores; a subclass says what they are.
+    """Train the retriever, or the reranker, towards a teacher's scores; a subclass says what they are.
 
     Args:
         rag: the system.
         scorer: the teacher, behind a cache.
         k: documents retrieved per example.
-        train: "query" moves the query tower alone, "both" moves documents too.
-        temperature: τ_s; `None` is `rag.temperature`.
+        train: "query" moves the query tower alone, "both" moves documents too, "reranker" moves the reranker.
+        temperature: τ_s; `None` is `rag.temperature` for a system that retrieves by vectors alone, else what the
+            student's scores want: 0.05 for cosines, 1 for inner products and for a reranker.
         teacher_temperature: τ_t.
         direction: of the Kullback-Leibler divergence.
         exclude_ids: documents that must not be candidates of an example.
@@ -58,7 +59,7 @@ class Taught(Objective, ABC):
         scorer: FingerprintedScorer,
         *,
         k: int,
-        train: Side,
+        train: Learner,
         temperature: float | None,
         teacher_temperature: float,
         direction: Direction,
@@ -72,8 +73,10 @@ class Taught(Objective, ABC):
         for setting, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
             if value is not None and value <= 0:
                 raise ConfigError(f"{setting}={value}: it must be above 0, or None for the default")
-        super().__init__(rag, parts=[trained_side(rag, train, name)], depth=k, exclude_ids=exclude_ids)
-        self.temperature = temperature or rag.temperature
+        learner = student(rag, train, name)
+        super().__init__(rag, parts=[learner.part], depth=k, exclude_ids=exclude_ids)
+        self.student = learner
+        self.temperature = temperature or self.student.temperature
         self.teacher_temperature = teacher_temperature
         self.divergence = forward_kl if direction == "forward" else reverse_kl
         self.target = target
@@ -83,18 +86,18 @@ class Taught(Objective, ABC):
         """The loss above, and how sure teacher and student are; 0, with a graph, when every teacher is flat."""
         documents = self.candidates(batch)
         questions = [example.question for example in batch]
-        scores = self.rag.dense.scores(questions, documents) / self.temperature  # [n, k]
+        scores = self.student.scores(questions, documents) / self.temperature  # [n, k]
         taught = self.teacher_scores(batch, documents).to(scores.device)  # [n, k]
         present = torch.isfinite(taught)
         spread = taught.masked_fill(~present, -torch.inf).amax(-1) - taught.masked_fill(~present, torch.inf).amin(-1)
         useful = spread > _FLAT  # [n]
         target = self.target(taught, self.teacher_temperature)
         losses = self.divergence(target, scores)  # [n]
-        student = torch.softmax(scores.detach(), -1)
+        ranked = torch.softmax(scores.detach(), -1)
         return {
             "loss": torch.where(useful, losses, 0.0).mean(),
             "teacher_entropy": float(entropy(target).mean()),
-            "student_entropy": float(entropy(student).mean()),
+            "student_entropy": float(entropy(ranked).mean()),
             "flat_teachers": float((~useful).float().mean()),
         }
 
