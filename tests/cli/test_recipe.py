@@ -7,8 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrag.cli.recipe import OBJECTIVES, Recipe, read_recipe
-from fedrag.cli.run import rehearse, run_recipe, trainer
+from fedrag.cli.building import rehearse, trainer
+from fedrag.cli.recipe import Recipe, read_recipe
+from fedrag.cli.run import run_recipe
+from fedrag.cli.settings import OBJECTIVES
 from fedrag.errors import ConfigError
 from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.ralt import RALT
@@ -33,24 +35,24 @@ def read(folder, text):
         (GOOD.replace("save_to", "saveto"), "unknown key 'saveto'; did you mean 'save_to'?"),
         (GOOD.replace("lsr", "lsrr"), "stages.0.objective"),
         (GOOD + "    setings: {k: 3}\n", "did you mean 'settings'?"),
-        (GOOD + "    settings: {temperatur: 3}\n", "stage 1: settings of lsr: unknown key 'temperatur'; did you mean"),
-        (GOOD + "    settings: {k: many}\n", "stage 1: settings of lsr: k: Input should be a valid integer"),
-        (GOOD + "    settings: {k: true}\n", "settings of lsr: k: Input should be a valid integer, got True"),
+        (GOOD + "    settings: {temperatur: 3}\n", "stages.0.settings: unknown key 'temperatur'; did you mean"),
+        (GOOD + "    settings: {k: many}\n", "stages.0.settings.k: Input should be a valid integer"),
+        (GOOD + "    settings: {k: true}\n", "settings.k: Input should be a valid integer, got True"),
         (GOOD + "    settings: {train: neither}\n", "train: Input should be 'query' or 'both', got 'neither'"),
         (GOOD + "    settings: {temperature: .nan}\n", "temperature: Input should be a finite number"),
-        (GOOD + "  - objective: ralt\n    settings: {shuffle: 3}\n", "stage 2: settings of ralt: shuffle"),
+        (GOOD + "  - objective: ralt\n    settings: {shuffle: 3}\n", "stages.1.settings.shuffle: "),
         (
             GOOD + MIX.format("{documents: 4, gold: 0.5, rndom: 1}"),
             "contexts: unknown key 'rndom'; did you mean 'random'?",
         ),
         (GOOD + MIX.format("{documents: 4}"), "contexts: gold is missing"),
-        (GOOD + MIX.format("{documents: some, gold: 1}"), "contexts: documents: Input should be a valid integer"),
-        (GOOD + MIX.format("often"), "settings of ralt: contexts: Input should be a valid dictionary"),
+        (GOOD + MIX.format("{documents: some, gold: 1}"), "contexts.documents: Input should be a valid integer"),
+        (GOOD + MIX.format("often"), "settings.contexts: Input should be a valid dictionary"),
         (GOOD.replace("lsr", "joint"), "objective joint with 0 parts; joint takes two or more"),
         (GOOD + "    parts: [{objective: ralt}, {objective: ralt}]\n", "objective lsr with 2 parts"),
         (
             GOOD.replace("lsr", "joint") + "    parts: [{objective: lsr, settings: {kk: 2}}, {objective: ralt}]\n",
-            "stage 1: settings of lsr: unknown key 'kk'",
+            "stages.0.parts.0.settings: unknown key 'kk'",
         ),
         (
             GOOD.replace("lsr", "joint")
@@ -59,12 +61,26 @@ def read(folder, text):
         ),
         (GOOD + "    over_retrieve: 0\n", "stages.0.over_retrieve"),
         (GOOD + "    training: {learnin_rate: 3}\n", "did you mean 'learning_rate'?"),
-        (GOOD + "    training: {learning_rate: fast}\n", "training: learning_rate: Input should be a valid number"),
-        (GOOD + "  - objective: ralt\n    training: {save_strategy: x}\n", "stage 2: training: transformers refuses"),
+        (GOOD + "    training: {learning_rate: fast}\n", "training.learning_rate: Input should be a valid number"),
+        (GOOD + "  - objective: ralt\n    training: {save_strategy: x}\n", "stages.1.training: transformers refuses"),
         (GOOD + "    training: {save_steps: 5}\n", "save_steps does nothing without checkpoints"),
         (GOOD + "    training: {eval_strategy: epoch}\n", "eval_strategy needs examples"),
         (GOOD + "    learning_rates: {retreiver: 1}\n", "learning_rates.retreiver"),
         (GOOD + "    refresh: 0\n", "stages.0.refresh"),
+        (GOOD.replace("lsr", "distillation"), "teacher is missing"),
+        (GOOD + "    settings: {k: [1, true]}\n", "stages.0.settings.k: "),
+        (GOOD.replace("lsr", "contrastive") + "    settings: {mine: {rank: 3}}\n", "did you mean 'ranks'?"),
+        (GOOD + MIX.format("{distractors: 2, gold: 0.5, sorce: x}"), "did you mean 'source'?"),
+        (GOOD + "federated: {shards: 2}\n", "federated.rounds: "),
+        (GOOD + "federated: {shards: 2, rounds: 1, quorom: 2}\n", "did you mean 'quorum'?"),
+        (GOOD + "federated: {shards: 2, rounds: 1, quorum: 3}\n", "2 sites cannot meet a quorum of 3"),
+        (GOOD + "federated: {rounds: 1}\n", "give either shards: 3, or sites"),
+        (GOOD + "federated: {rounds: 1, sites: {'a b': x}}\n", "'a b' is no name for a site"),
+        (GOOD.replace("train: t.jsonl\n", ""), "train is missing"),
+        (GOOD.replace("tuned", "rag"), "save_to is the system itself"),
+        ("3: x\n" + GOOD, "the key 3 is no text"),
+        ("a: &a [1, *a]\n", "more than 10000 values"),
+        ('system: "a\\0b"\n', "no such character"),
         ("system: rag\nsave_to: tuned\ntrain: t.jsonl\nstages: []\n", "at least 1"),
         ("just a sentence", "a recipe is a mapping"),
         ("a: [", "not valid YAML"),
@@ -80,7 +96,7 @@ def test_a_wrong_recipe_is_explained(tmp_path, text, complaint):
 
 
 def test_recipes_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="no recipe at"):
+    with pytest.raises(ConfigError, match="there is no recipe here"):
         read_recipe(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_recipe(tmp_path)
@@ -171,7 +187,7 @@ def test_a_mistake_in_the_last_stage_shows_before_the_first_has_trained(workplac
     with pytest.raises(ConfigError, match=complaint):
         run_recipe(recipe)
     assert not (workplace / "tuned").exists()
-    assert not (workplace / "tuned.checkpoints").exists()
+    assert not list(workplace.glob("tuned.run/*/*"))
 
 
 def test_the_rehearsal_leaves_the_system_as_it_was(workplace):
@@ -197,10 +213,15 @@ def test_what_a_stage_sets_lies_over_the_trainers_own_defaults(workplace):
     first, second = (trainer(rag, recipe, number, EXAMPLES, []).args for number in (1, 2))
     usual = default_arguments(RALT(rag)).to_dict()
     changed = {name for name, value in first.to_dict().items() if value != usual[name]}
-    assert changed == {"max_steps", "output_dir", "dataloader_pin_memory"}  # the trainer itself sets the last
+    assert changed == {
+        "max_steps",
+        "output_dir",
+        "save_total_limit",
+        "dataloader_pin_memory",
+    }  # the trainer itself sets the last
     assert (first.max_steps, first.learning_rate) == (7, 1e-4)
-    assert first.output_dir == f"{workplace}/tuned.checkpoints/1-ralt"
-    assert (second.save_strategy, second.output_dir) == ("epoch", f"{workplace}/tuned.checkpoints/2-ralt")
+    assert first.output_dir == f"{workplace}/tuned.run/1-ralt"
+    assert (second.save_strategy, second.output_dir) == ("epoch", f"{workplace}/tuned.run/2-ralt")
 
 
 def test_a_joint_stage_trains_its_parts_in_one_loop(workplace):

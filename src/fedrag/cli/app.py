@@ -11,9 +11,11 @@ from fedrag.cli import federate
 from fedrag.cli.ask import ask
 from fedrag.cli.evaluate import evaluate
 from fedrag.cli.index import index
+from fedrag.cli.init import init
 from fedrag.cli.mine import mine
 from fedrag.cli.questions import questions
 from fedrag.cli.report import report
+from fedrag.cli.schema import print_schema
 from fedrag.cli.serve import serve
 from fedrag.cli.train import train
 
@@ -41,6 +43,8 @@ def quickstart(
 
 app.command()(index)
 app.command()(ask)
+app.command()(init)
+app.command("schema")(print_schema)
 app.command()(train)
 app.command()(evaluate)
 app.command()(report)

@@ -1,4 +1,4 @@
-"""Recipes: what `fedrag train` does, as a YAML file.
+"""Recipes: what `fedrag train` does, as a YAML file or as a `Recipe` in Python.
 
 ```yaml
 system: my-rag                  # a folder that `fedrag index` or `rag.save` wrote
@@ -6,7 +6,7 @@ save_to: my-rag-tuned           # where the tuned system goes
 train: train.jsonl              # examples: jsonl, json, csv or parquet
 eval: dev.jsonl                 # optional: examples to measure on before and after
 stages:                         # one after another, on the same system
-  - objective: lsr              # contrastive, lsr, ralt, rag-sequence, rag-token, emdr2 or joint
+  - objective: lsr              # contrastive, distillation, lsr, ralt, rag-sequence, rag-token, emdr2 or joint
     settings: {k: 8}            # what the objective takes
     training: {num_train_epochs: 2, learning_rate: 1.0e-4}   # transformers' TrainingArguments
     refresh: epoch
@@ -18,45 +18,44 @@ stages:                         # one after another, on the same system
     settings: {turns: 10}
     learning_rates: {retriever: 2.0e-5, generator: 1.0e-4}
 ```
+
+With a section `federated: {shards: 3, rounds: 5}` every stage is federated over shards of the examples, in one process.
+
+>>> stage = {"objective": "lsr", "settings": {"k": "8"}}
+>>> Recipe(system="rag", save_to="tuned", train="t.jsonl", stages=[stage]).stages[0].settings
+{'k': 8}
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import reprlib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedrag.cli.overrides import override
+from fedrag.cli.settings import checked, checked_training, meant, tried
 from fedrag.errors import ConfigError
-from fedrag.objectives.contexts import Mixture
-from fedrag.objectives.contrastive import Contrastive
-from fedrag.objectives.emdr2 import EMDR2
-from fedrag.objectives.joint import Joint
-from fedrag.objectives.lsr import LSR
-from fedrag.objectives.marginal import RAGSequence, RAGToken
-from fedrag.objectives.objective import Objective
-from fedrag.objectives.ralt import RALT
+from fedrag.federated.site import is_name
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "contrastive": Contrastive,
-    "lsr": LSR,
-    "ralt": RALT,
-    "rag-sequence": RAGSequence,
-    "rag-token": RAGToken,
-    "emdr2": EMDR2,
-    "joint": Joint,
-}
-_OUT_OF_REACH = ("rag", "store", "exclude_ids", "mine", "objectives")  # what YAML cannot say
+_MOST_VALUES = 10_000  # in a recipe; aliases of aliases can stand for more than fits into any machine
 
+
+def _is_path(path: Path) -> Path:
+    text = str(path)
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("a path has no such character in it")
+    return path
+
+
+_Path = Annotated[Path, AfterValidator(_is_path)]
 _Component = Annotated[str, Field(pattern="^(retriever|generator)$")]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Name = Literal["contrastive", "distillation", "lsr", "ralt", "rag-sequence", "rag-token", "emdr2", "joint"]
 
 
 class Part(BaseModel):
@@ -64,123 +63,178 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    objective: Literal["contrastive", "lsr", "ralt", "rag-sequence", "rag-token", "emdr2", "joint"]
-    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    objective: _Name = Field(description="What is made better; see the methods in the documentation.")
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any], description="What the objective takes.")
+
+    @model_validator(mode="after")
+    def _settings_are_the_objectives(self) -> Part:
+        self.settings = checked(self.objective, self.settings)
+        return self
 
 
 class Stage(Part):
     """One training run of a recipe; `parts` are the objectives that "joint" trains together."""
 
-    parts: list[Part] = Field(default_factory=list[Part])
-    training: dict[str, Any] = Field(default_factory=dict[str, Any])
-    learning_rates: dict[_Component, _Rate] = Field(default_factory=dict[str, float])
-    refresh: Literal["never", "epoch"] | Annotated[int, Field(strict=True, ge=1)] = "epoch"
-    over_retrieve: Annotated[int, Field(strict=True, ge=1)] = 1
+    parts: list[Part] = Field(default_factory=list[Part], description="The objectives of a joint stage.")
+    training: dict[str, Any] = Field(default_factory=dict[str, Any], description="transformers' TrainingArguments.")
+    learning_rates: dict[_Component, _Rate] = Field(
+        default_factory=dict[str, float], description="Of retriever or generator, in place of training.learning_rate."
+    )
+    refresh: Literal["never", "epoch"] | _Count = Field(
+        default="epoch", description="When documents are retrieved anew: never, every epoch, or every so many steps."
+    )
+    over_retrieve: _Count = Field(default=1, description="Keep so many times the documents that a step needs.")
+
+    @model_validator(mode="after")
+    def _parts_and_training_fit(self) -> Stage:
+        if (self.objective == "joint") != (len(self.parts) > 1):
+            raise ConfigError(
+                f"objective {self.objective} with {len(self.parts)} parts; joint takes two or more, as in "
+                "parts: [{objective: lsr}, {objective: ralt}], the others none"
+            )
+        self.training = checked_training(self.training)
+        return self
 
 
-class Recipe(BaseModel):
-    """A whole recipe."""
+class Federation(BaseModel):
+    """How every stage is federated: over shards of the examples in this process. See `fedrag.federated.Plan`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    system: Path
-    save_to: Path
-    train: Path
-    eval: Path | None = None
-    stages: list[Stage] = Field(min_length=1)
+    shards: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        default=None, description="So many sites share the examples of `train`, drawn with `seed`."
+    )
+    sites: dict[str, _Path] | None = Field(
+        default=None, min_length=1, description="The examples of each site, in place of `train`."
+    )
+    rounds: _Count = Field(description="How often sites train and their states become one.")
+    quorum: _Count = Field(default=1, description="Sites that a round needs.")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="Share of the sites in a round.")
+    strategy: Literal["averaging", "exact-lora"] = Field(default="averaging", description="How states become one.")
+    weighting: Literal["examples", "uniform"] = Field(default="examples", description="What a site weighs.")
+    seed: Annotated[int, Field(strict=True, ge=0)] = Field(default=0, description="Of shards, order and dropout.")
+    evaluate: bool = Field(default=False, description="Each round measures on `eval` before it trains.")
+    precision: Literal["keep", "bfloat16"] = Field(default="keep", description="Of what is sent.")
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Largest L2 norm of a site's change."
+    )
+
+    @model_validator(mode="after")
+    def _sites_are_enough(self) -> Federation:
+        if (self.shards is None) == (self.sites is None):
+            raise ConfigError("give either shards: 3, or sites: {north: north.jsonl, south: south.jsonl}")
+        if wrong := [name for name in self.sites or () if not is_name(name)]:
+            raise ConfigError(f"{reprlib.repr(wrong[0])} is no name for a site: take letters, digits, '_', '.' and '-'")
+        count = self.shards or len(self.sites or ())
+        if self.quorum > count:
+            raise ConfigError(f"{count} sites cannot meet a quorum of {self.quorum}: lower it")
+        return self
 
 
-def read_recipe(path: Path) -> Recipe:
+class Recipe(BaseModel):
+    """A whole recipe. Raises `ConfigError`, which names the key, what was wanted, and the likely meaning."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    system: _Path = Field(description="Folder of the system to tune, as `fedrag index` or `rag.save` wrote it.")
+    save_to: _Path = Field(description="Folder for the tuned system.")
+    train: _Path | None = Field(default=None, description="Examples to learn from: jsonl, json, csv or parquet.")
+    eval: _Path | None = Field(default=None, description="Examples to measure on, before and after.")
+    federated: Federation | None = Field(default=None, description="Federate every stage; leave out to centralize.")
+    stages: list[Stage] = Field(min_length=1, description="Training runs, one after another on the same system.")
+
+    if not TYPE_CHECKING:  # what a person gets wrong is told in our words, in Python as in YAML
+
+        def __init__(self, /, **given: Any) -> None:
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+    @model_validator(mode="after")
+    def _stages_fit_the_data(self) -> Recipe:
+        if self.train is None and (self.federated is None or self.federated.sites is None):
+            raise ConfigError("train is missing: name a file of examples, as in train: train.jsonl")
+        if self.save_to == self.system:
+            raise ConfigError(f"save_to is the system itself, {str(self.system)!r}: name another folder")
+        for number, stage in enumerate(self.stages):
+            if self.eval is None and tried(stage.training, f"stages.{number}.training").eval_strategy != "no":
+                raise ConfigError(
+                    f"stages.{number}.training: eval_strategy needs examples to measure on: add `eval: dev.jsonl`"
+                )
+        return self
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe, every setting of every stage, before anything is loaded.
 
-    Raises `ConfigError`, which names the key, what was wanted, and the likely meaning.
+    Args:
+        path: a YAML file.
+        changes: overrides from the command line, see `fedrag.cli.overrides`.
+
+    Raises:
+        ConfigError: names the key, what was wanted, and the likely meaning.
     """
+    try:
+        return Recipe(**override(_mapping(path), changes))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no recipe at {path}") from None
+        raise ConfigError(f"there is no recipe here{_near(path)}; `fedrag init` writes one") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; give the path of a YAML file") from None
+        raise ConfigError(f"it cannot be read: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, the 45th of May
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"this is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, a recipe is a mapping with the keys {_keys(Recipe)}")
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(cast(dict[str, Any], e)) for e in error.errors())) from None
-    for number, stage in enumerate(recipe.stages, start=1):
-        place = f"{path}: stage {number}"
-        if (stage.objective == "joint") != (len(stage.parts) > 1):
-            raise ConfigError(
-                f"{place}: objective {stage.objective} with {len(stage.parts)} parts; joint takes two or more, as in "
-                "parts: [{objective: lsr}, {objective: ralt}], the others none"
-            )
-        for part in (stage, *stage.parts):
-            part.settings = _checked(part, f"{place}: settings of {part.objective}")
-        stage.training = _training(stage.training, f"{place}: training", measured=recipe.eval is not None)
-    return recipe
+        raise ConfigError(f"it holds {type(raw).__name__}, a recipe is a mapping with the keys {_keys(Recipe)}")
+    _count(raw)
+    return cast(dict[str, Any], raw)
 
 
-def _checked(part: Part, where: str) -> dict[str, Any]:
-    types = _settings(OBJECTIVES[part.objective])
-    if "contexts" in types:
-        types["contexts"] = dict[str, Any]
-    settings = _typed(part.settings, types, where)
-    if "contexts" in settings:
-        settings["contexts"] = _typed(settings["contexts"], _settings(Mixture), f"{where}: contexts")
-        if missing := {"documents", "gold"} - set(settings["contexts"]):
-            raise ConfigError(f"{where}: contexts: {min(missing)} is missing, as in {{documents: 4, gold: 0.8}}")
-    return settings
+def _count(raw: object) -> None:
+    """Refuse what is larger than a recipe can be, endless included, and keys that are no text."""
+    waiting, seen = [raw], 0
+    while waiting:
+        here, seen = waiting.pop(), seen + 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"it holds more than {_MOST_VALUES} values: write it without aliases of aliases")
+        if isinstance(here, Mapping):
+            mapping = cast(Mapping[Any, Any], here)
+            if wrong := [key for key in mapping if not isinstance(key, str)]:
+                raise ConfigError(f"the key {reprlib.repr(wrong[0])} is no text: put it in quotes")
+            waiting.extend(mapping.values())
+        elif isinstance(here, list | set | tuple):
+            waiting.extend(cast(Sequence[Any], here))
 
 
-def _settings(made: type) -> dict[str, Any]:
-    """What a recipe may set of it, and the types."""
-    takes = inspect.signature(made, eval_str=True).parameters
-    return {name: taken.annotation for name, taken in takes.items() if name not in _OUT_OF_REACH}
+def _near(path: Path) -> str:
+    known = [str(near.relative_to(path.parent)) for near in sorted(path.parent.glob("*.y*ml"))][:40]
+    return f": {path.parent} has {', '.join(known)}" if known else ""
 
 
-def _typed(given: Mapping[str, Any], types: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The values as what they are declared to be. Only text is converted: in YAML, 1e-4 is text."""
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in types:
-            raise ConfigError(f"{place}: unknown key {key!r}{_meant(key, list(types))}")
-        adapter: TypeAdapter[Any] = TypeAdapter(types[key], config=ConfigDict(allow_inf_nan=False))
-        try:
-            values[key] = adapter.validate_python(value, strict=not isinstance(value, str))
-        except ValidationError as error:
-            wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
-            raise ConfigError(f"{place}: {key}: {wanted}, got {reprlib.repr(value)}") from None
-    return values
-
-
-def _training(given: Mapping[str, Any], place: str, *, measured: bool) -> dict[str, Any]:
-    hints = get_type_hints(TrainingArguments)
-    values = _typed(given, {field.name: hints[field.name] for field in fields(TrainingArguments)}, place)
-    try:
-        settings: dict[str, Any] = {"output_dir": "runs", "report_to": "none", "save_strategy": "no", **values}
-        args = TrainingArguments(**settings)
-    except (TypeError, ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"{place}: transformers refuses these settings: {error}") from None
-    if args.save_strategy == "no" and (idle := {"save_steps", "save_total_limit"} & set(values)):
-        raise ConfigError(f"{place}: {min(idle)} does nothing without checkpoints: add save_strategy: steps, or epoch")
-    if args.eval_strategy != "no" and not measured:
-        raise ConfigError(f"{place}: eval_strategy needs examples to measure on: add `eval: dev.jsonl` to the recipe")
-    return values
-
-
-def _explain(error: dict[str, Any]) -> str:
-    where = ".".join(map(str, error["loc"]))
+def _explain(error: Any) -> str:
+    place = [str(key) for key in error["loc"] if not str(key).startswith(("literal[", "constrained-", "function-"))]
+    where = ".".join(place)
     if error["type"] == "extra_forbidden":
-        model = Stage if "stages" in error["loc"] else Recipe
-        return f"unknown key {where!r}{_meant(str(error['loc'][-1]), _keys(model))}"
-    return f"{where or 'the recipe'}: {error['msg']}, got {reprlib.repr(error['input'])}"
-
-
-def _meant(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(sorted(known)[:40])}"
+        model = (
+            Federation if "federated" in place else Part if "parts" in place else Stage if "stages" in place else Recipe
+        )
+        return f"unknown key {where!r}{meant(place[-1], _keys(model))}"
+    if error["type"] == "value_error" and isinstance(wrong := error["ctx"]["error"], ConfigError):
+        return (
+            f"{where}{'.' if str(wrong).startswith(('settings', 'training')) else ': '}{wrong}" if where else str(wrong)
+        )
+    guess = ""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        known = [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        close = meant(error["input"], known)
+        guess = close if "did you mean" in close else ""
+    return f"{where or 'the recipe'}: {error['msg']}, got {reprlib.repr(error['input'])}{guess}"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

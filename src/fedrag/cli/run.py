@@ -1,99 +1,154 @@
-"""Carry out a recipe: open the system, measure, train stage by stage, measure again, save."""
+"""Carry out a recipe: open the system, measure, train stage by stage, measure again, save.
+
+What is done is kept in the run's folder (see `fedrag.cli.runs`), so that an interrupted run goes on where it stopped.
+"""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
+from transformers import PrinterCallback, ProgressCallback
 
-from fedrag.cli.recipe import OBJECTIVES, Part, Recipe, Stage
+from fedrag.cli.building import examples_of, rehearse, stage_folder_of, trainer
+from fedrag.cli.opening import open_system
+from fedrag.cli.recipe import Federation, Recipe
+from fedrag.cli.runs import Run
+from fedrag.cli.watching import Watch
 from fedrag.data import read_examples
-from fedrag.errors import ConfigError
-from fedrag.evaluation import Report, evaluate
-from fedrag.objectives.contexts import Mixture
-from fedrag.objectives.joint import Joint
-from fedrag.objectives.objective import Objective
+from fedrag.evaluation import Report, evaluate, evaluate_retriever
 from fedrag.rag import RAGSystem
-from fedrag.retrievers.dense import DenseRetriever
-from fedrag.training.settings import check, default_arguments
 from fedrag.training.trainer import RAGTrainer
 from fedrag.types import Example
 
+if TYPE_CHECKING:
+    from fedrag.federated import Federated, Plan, Site
 
-def run_recipe(recipe: Recipe) -> Report | None:
-    """Tune as the recipe says; return the report after tuning, where there are examples to measure on."""
-    train = read_examples(recipe.train)
+
+def run_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, Any]:
+    """Tune as the recipe says; return what came of it, as plain values.
+
+    Args:
+        recipe: what to do.
+        resume: go on with an interrupted run of the same recipe; one that ended is told again.
+
+    Raises:
+        ConfigError: before anything is trained, where a stage cannot work.
+        KeyboardInterrupt: after a Ctrl-C; what is done is kept.
+    """
+    sites = examples_of(recipe)
+    train = [example for rows in sites.values() for example in rows]
     dev = read_examples(recipe.eval) if recipe.eval else []
-    rag = RAGSystem.load(recipe.system)
-    rehearse(rag, recipe, train)
-    before = evaluate(rag, dev) if dev else None
-    for number, stage in enumerate(recipe.stages, start=1):
-        typer.echo(f"stage {number} of {len(recipe.stages)}: {stage.objective}")
-        trainer(rag, recipe, number, train, dev).train()
-        rag.save(recipe.save_to)
-    typer.echo(f"saved in {recipe.save_to}")
-    if before is None:
+    run = Run(recipe, resume=resume)
+    done = run.done()
+    last = len(recipe.stages)
+    rag = open_system(recipe.save_to if done == last else run.system(done) if done else recipe.system)
+    if done < last:
+        rehearse(rag, recipe, train)
+    if dev and done == 0:
+        _report(run, "before", rag, dev)
+    for number in range(done + 1, last + 1):
+        typer.echo(f"stage {number} of {last}: {recipe.stages[number - 1].objective}", err=True)
+        began = time.monotonic()
+        metrics = _centralized(rag, run, number, train, dev) if recipe.federated is None else (
+            _federated(rag, run, number, recipe.federated, sites, dev)
+        )  # fmt: skip
+        run.end_stage(number, {"seconds": round(time.monotonic() - began, 3), **metrics}, rag)
+    if dev:
+        _report(run, "after", rag, dev)
+    run.end()
+    return _result(run)
+
+
+def _centralized(
+    rag: RAGSystem, run: Run, number: int, train: Sequence[Example], dev: Sequence[Example]
+) -> Mapping[str, float]:
+    watch = Watch(run, number)
+    made = trainer(rag, run.recipe, number, train, dev, callbacks=[watch])
+    _quiet(made)
+    checkpoint = run.checkpoint(number)
+    run.forget_after(number, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    with watch.listening():
+        output = made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), final=False)
+    if watch.stopped:
+        raise KeyboardInterrupt
+    made.refresh_index()
+    return output.metrics
+
+
+def _federated(
+    rag: RAGSystem,
+    run: Run,
+    number: int,
+    federation: Federation,
+    sites: Mapping[str, Sequence[Example]],
+    dev: Sequence[Example],
+) -> Mapping[str, float]:
+    """One trainer a site over one system: each loads the state that it gets before it trains."""
+    from fedrag.federated import FederatedTask, Site
+
+    made: dict[str, RAGTrainer] = {}
+    run.forget_after(number, 0)
+
+    def build(site: Site) -> RAGTrainer:
+        built = made[site.name] = trainer(rag, run.recipe, number, sites[site.name], dev, disable_tqdm=True)
+        _quiet(built)
+        return built
+
+    task = FederatedTask(build, _plan(federation, run, number))
+    result: Federated = task.run([Site(name) for name in sites], resume=True, callbacks=[Watch(run, number)])
+    result.load_into(next(iter(made.values())) if made else build(Site(next(iter(sites)))))
+    trained = [done for done in result.history.rounds if done.number < federation.rounds]
+    return {"rounds": len(trained), **(dict(trained[-1].metrics) if trained else {})}
+
+
+def _plan(federation: Federation, run: Run, number: int) -> Plan:
+    from fedrag.federated import Averaging, ExactLoRA, Plan
+
+    settings = federation.model_dump(exclude={"shards", "sites", "strategy"})
+    strategy = ExactLoRA() if federation.strategy == "exact-lora" else Averaging()
+    return Plan(**settings, strategy=strategy, checkpoint=stage_folder_of(run.recipe, number) / "rounds")
+
+
+def _quiet(made: RAGTrainer) -> None:
+    """Take away what prints to stdout, where results go."""
+    made.remove_callback(ProgressCallback)
+    made.remove_callback(PrinterCallback)
+
+
+def _report(run: Run, name: str, rag: RAGSystem, dev: Sequence[Example]) -> None:
+    """Measure, once in a run."""
+    if run.report(name) is None:
+        answers = rag.generator is not None and any(example.answers for example in dev)
+        report = evaluate(rag, dev) if answers else evaluate_retriever(rag.retriever, dev)
+        report.save(run.folder / f"{name}.json")
+
+
+def _result(run: Run) -> dict[str, Any]:
+    recipe = run.recipe
+    result: dict[str, Any] = {
+        "saved_to": str(recipe.save_to),
+        "run": str(run.folder),
+        "stages": [
+            {"objective": stage.objective, **run.metrics(number)} for number, stage in enumerate(recipe.stages, start=1)
+        ],
+    }
+    before, after = run.report("before"), run.report("after")
+    for name, report in (("before", before), ("after", after)):
+        if report is not None:
+            result[name] = {metric: asdict(value) for metric, value in report.metrics.items()}
+    if before is not None and after is not None:
+        compared = after.compare(before)
+        result["differences"] = {metric: asdict(value) for metric, value in compared.differences.items()}
+    return result
+
+
+def comparison(result: Mapping[str, Any]) -> str | None:
+    """The table of before and after, where there are examples to measure on."""
+    if "differences" not in result:
         return None
-    after = evaluate(rag, dev)
-    typer.echo(str(after.compare(before)))
-    return after
-
-
-def trainer(rag: RAGSystem, recipe: Recipe, number: int, train: list[Example], dev: list[Example]) -> RAGTrainer:
-    """The trainer of a stage: its own settings over the trainer's defaults, and a checkpoint folder of its own."""
-    stage = recipe.stages[number - 1]
-    objective = _objective(rag, stage, number)
-    folder = f"{recipe.save_to}.checkpoints/{number}-{stage.objective}"
-    return RAGTrainer(
-        objective,
-        train_dataset=train,
-        eval_dataset=dev or None,
-        args=replace(default_arguments(objective), **{"output_dir": folder, **stage.training}),
-        learning_rates=stage.learning_rates,
-        refresh=stage.refresh,
-        over_retrieve=stage.over_retrieve,
-    )
-
-
-def rehearse(rag: RAGSystem, recipe: Recipe, train: list[Example]) -> None:
-    """Make every stage's objective once, so that a mistake in the last one shows before the first one trains."""
-    # objectives may give the encoder a second tower, which must not be there before its stage has come
-    retriever = DenseRetriever(copy.deepcopy(rag.dense.encoder), rag.dense.store)
-    stand_in = RAGSystem(
-        retriever=retriever,
-        generator=rag.generator,
-        top_k=rag.top_k,
-        prompt=rag.prompt,
-        reader=rag.reader,
-        temperature=rag.temperature,
-    )
-    for number, stage in enumerate(recipe.stages, start=1):
-        objective = _objective(stand_in, stage, number)
-        try:
-            check(
-                objective,
-                train,
-                replace(default_arguments(objective), **stage.training),
-                stage.learning_rates,
-                stage.refresh,
-                stage.over_retrieve,
-            )
-        except ConfigError as error:
-            raise ConfigError(f"stage {number}: {error}") from None
-
-
-def _objective(rag: RAGSystem, stage: Stage, number: int) -> Objective:
-    try:
-        if stage.parts:
-            return Joint(*(_made(rag, part) for part in stage.parts), **stage.settings)
-        return _made(rag, stage)
-    except ConfigError as error:
-        raise ConfigError(f"stage {number}: {error}") from None
-
-
-def _made(rag: RAGSystem, part: Part) -> Objective:
-    settings = dict(part.settings)
-    if "contexts" in settings:
-        settings["contexts"] = Mixture(rag.dense.store, **settings["contexts"])
-    return OBJECTIVES[part.objective](rag, **settings)
+    before, after = (Report.load(f"{result['run']}/{name}.json") for name in ("before", "after"))
+    return str(after.compare(before))
