@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedrag.errors import ConfigError
 from fedrag.objectives.objective import ExcludeIds, Objective, causal, first_answer
-from fedrag.objectives.towers import Side, trained_side
+from fedrag.objectives.towers import Side, prior_temperature, trained_side
 from fedrag.ops.marginal import rag_sequence, rag_token
 from fedrag.ops.targets import entropy, posterior, token_posterior
 from fedrag.rag import RAGSystem
@@ -48,7 +48,8 @@ class Marginal(Objective):
         k: documents retrieved per example. The prior over a single one has no gradient.
         train: "query" moves the query tower and the generator, so that the index stays valid; "both" moves the
             document tower too.
-        temperature: τ; `None` is the system's own, which its ensemble reader uses.
+        temperature: τ; `None` is the system's own, which its ensemble reader uses (where other scores than those of
+            vectors rank the hits, the one that the encoder's scores want).
         chunk: documents of each question that are read at a time, with no other activations in memory; `None` reads
             all at once, which takes about k times the memory and four fifths of the time.
         exclude_ids: documents that must not be candidates of an example.
@@ -80,7 +81,7 @@ class Marginal(Objective):
         if k == 1:
             _log.warning("%s with k=1 trains the generator alone: a prior over one document has no gradient", name)
         super().__init__(rag, parts=[side, "generator"], depth=k, exclude_ids=exclude_ids)
-        self.temperature = rag.temperature if temperature is None else temperature
+        self.temperature = prior_temperature(rag) if temperature is None else temperature
         self.chunk = chunk
 
     def loss(self, batch: Sequence[Example]) -> dict[str, Tensor | float]:

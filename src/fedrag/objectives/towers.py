@@ -41,9 +41,12 @@ def student(rag: RAGSystem, train: Learner, objective: str) -> Student:
     if train == "reranker":
         return Student(rag, trained_reranker(rag, objective), 1.0)
     side = trained_side(rag, train, objective)
-    alone = isinstance(rag.retriever, DenseRetriever)  # else the system's temperature is that of others' scores
-    temperature = rag.temperature if alone else rag.dense.temperature
-    return Student(rag, side, temperature)
+    return Student(rag, side, prior_temperature(rag))
+
+
+def prior_temperature(rag: RAGSystem) -> float:
+    """What the scores of vectors are divided by: the system's own, unless that is meant for scores of another kind."""
+    return rag.temperature if isinstance(rag.retriever, DenseRetriever) else rag.dense.temperature
 
 
 def trained_reranker(rag: RAGSystem, objective: str) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fedrag.errors import InputError
 from fedrag.objectives.objective import Objective
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.nested import find
 from fedrag.training.candidates import CandidateTable
 from fedrag.types import Example
 
@@ -28,7 +29,7 @@ def write(folder: Path, objective: Objective, candidates: CandidateTable) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: p.detach().contiguous().clone() for name, p in objective.trainable().items()}
     save_file(state, folder / _WEIGHTS)
-    if candidates.ids and isinstance(objective.rag.retriever, DenseRetriever):
+    if candidates.ids and find(objective.rag.retriever, DenseRetriever) is not None:
         candidates.save(folder / _CANDIDATES)
     if extra := objective.extra_state():
         save_file(extra, folder / _EXTRA)

@@ -28,6 +28,7 @@ from fedrag.objectives.objective import Objective
 from fedrag.ops.modes import only_training
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.nested import find
 from fedrag.training import checkpoints
 from fedrag.training.budget import check_prompts
 from fedrag.training.candidates import CandidateTable, from_writer, is_writer
@@ -159,9 +160,9 @@ class RAGTrainer(Trainer):
 
     def refresh_index(self) -> None:
         """Embed the documents anew where their side has changed; rank 0 does, where there are several."""
-        retriever = self.objective.rag.retriever
-        if isinstance(retriever, DenseRetriever) and is_writer():
-            retriever.refresh(progress=not self.args.disable_tqdm)
+        dense = find(self.objective.rag.retriever, DenseRetriever)
+        if dense is not None and is_writer():
+            dense.refresh(progress=not self.args.disable_tqdm)
 
     def refresh_candidates(self) -> None:
         """Retrieve the training examples' documents anew, from an index that fits the encoder."""
