@@ -38,7 +38,7 @@ def read(folder, text):
         (GOOD + "    settings: {temperatur: 3}\n", "stages.0.settings: unknown key 'temperatur'; did you mean"),
         (GOOD + "    settings: {k: many}\n", "stages.0.settings.k: Input should be a valid integer"),
         (GOOD + "    settings: {k: true}\n", "settings.k: Input should be a valid integer, got True"),
-        (GOOD + "    settings: {train: neither}\n", "train: Input should be 'query' or 'both', got 'neither'"),
+        (GOOD + "    settings: {train: neither}\n", "train: Input should be 'query'"),
         (GOOD + "    settings: {temperature: .nan}\n", "temperature: Input should be a finite number"),
         (GOOD + "  - objective: ralt\n    settings: {shuffle: 3}\n", "stages.1.settings.shuffle: "),
         (

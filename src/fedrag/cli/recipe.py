@@ -6,7 +6,7 @@ save_to: my-rag-tuned           # where the tuned system goes
 train: train.jsonl              # examples: jsonl, json, csv or parquet
 eval: dev.jsonl                 # optional: examples to measure on before and after
 stages:                         # one after another, on the same system
-  - objective: lsr              # contrastive, distillation, lsr, ralt, rag-sequence, rag-token, emdr2 or joint
+  - objective: lsr              # contrastive, distillation, ranking, lsr, ralt, rag-sequence, rag-token, emdr2, joint
     settings: {k: 8}            # what the objective takes
     training: {num_train_epochs: 2, learning_rate: 1.0e-4}   # transformers' TrainingArguments
     refresh: epoch
@@ -52,10 +52,10 @@ def _is_path(path: Path) -> Path:
 
 
 _Path = Annotated[Path, AfterValidator(_is_path)]
-_Component = Annotated[str, Field(pattern="^(retriever|generator)$")]
+_Component = Annotated[str, Field(pattern="^(retriever|reranker|generator)$")]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(strict=True, ge=1)]
-_Name = Literal["contrastive", "distillation", "lsr", "ralt", "rag-sequence", "rag-token", "emdr2", "joint"]
+_Name = Literal["contrastive", "distillation", "lsr", "ralt", "ranking", "rag-sequence", "rag-token", "emdr2", "joint"]
 
 
 class Part(BaseModel):
@@ -78,7 +78,8 @@ class Stage(Part):
     parts: list[Part] = Field(default_factory=list[Part], description="The objectives of a joint stage.")
     training: dict[str, Any] = Field(default_factory=dict[str, Any], description="transformers' TrainingArguments.")
     learning_rates: dict[_Component, _Rate] = Field(
-        default_factory=dict[str, float], description="Of retriever or generator, in place of training.learning_rate."
+        default_factory=dict[str, float],
+        description="Of retriever, reranker or generator, in place of training.learning_rate.",
     )
     refresh: Literal["never", "epoch"] | _Count = Field(
         default="epoch", description="When documents are retrieved anew: never, every epoch, or every so many steps."

@@ -86,7 +86,7 @@ def _schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
     from pydantic.errors import PydanticInvalidForJsonSchema
 
     try:
-        made = cast(dict[str, Any], adapter.json_schema())
+        made = adapter.json_schema()
     except PydanticInvalidForJsonSchema:
         return {}
     kinds = [made, *cast(list[dict[str, Any]], made.get("anyOf", []))]

@@ -37,6 +37,7 @@ from fedrag.objectives.mining import HardNegatives
 from fedrag.objectives.objective import Objective
 from fedrag.objectives.raft import Raft
 from fedrag.objectives.ralt import RALT
+from fedrag.objectives.ranking import Ranking
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "contrastive": Contrastive,
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ralt": RALT,
     "rag-sequence": RAGSequence,
     "rag-token": RAGToken,
+    "ranking": Ranking,
     "emdr2": EMDR2,
     "joint": Joint,
 }
