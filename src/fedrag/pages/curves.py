@@ -78,7 +78,9 @@ def read_log(path: Path) -> list[Mapping[str, Any]]:
         step = cast("dict[str, Any]", row).get("step") if isinstance(row, dict) else None
         if not _number(step):
             raise DataError(f"{place} is no log entry: wanted a JSON object with a number as its step")
-    return [row for _, row in rows]
+    # a checkpoint's folder is in that of its stage
+    stage = {"stage": path.absolute().parent.parent.name} if path.parent.name.startswith("checkpoint-") else {}
+    return [{**stage, **row} for _, row in rows]
 
 
 def learning(rows: Iterable[Mapping[str, Any]]) -> list[LineChart]:
