@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrag import Document, RAGSystem
+from fedrag import Document, LexicalRetriever, RAGSystem
 from fedrag.bundles.difference import _documents, difference
 from fedrag.prompts import Prompt
+from fedrag.retrievers.hybrid import HybridRetriever
 from fedrag.stores.memory import MemoryStore
 from systems import tiny_system
 
@@ -67,6 +68,20 @@ def test_another_structure_is_told_by_the_names_that_only_one_has():
     assert found.weights["retriever/encoder"].only_before
     assert found.weights["retriever/query"].only_after
     assert "encoder" not in found.fingerprints  # the document side is as it was
+
+
+def test_the_settings_of_a_retriever_inside_another_are_told():
+    def system(depth):
+        rag = tiny_system()
+        words = LexicalRetriever(rag.dense.store)
+        rag.retriever = HybridRetriever([rag.dense, words], depth=depth)
+        return rag
+
+    assert not difference(system(20), system(20))
+    found = difference(system(20), system(30))
+    assert set(found.settings) == {"retriever"}
+    assert [side["depth"] for side in found.settings["retriever"]] == [20, 30]
+    assert not found.documents
 
 
 def test_a_weight_that_is_no_number_in_both_is_no_difference():

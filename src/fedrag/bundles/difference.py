@@ -31,7 +31,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from fedrag.bundles.shape import shape_of
+from fedrag.errors import InputError
 from fedrag.prompts import Prompt
+from fedrag.retrievers.nested import every
 from fedrag.types import Document, Generator, KnowledgeStore, Retriever
 
 _SHOWN = 3
@@ -161,16 +164,23 @@ def _unequal(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[
 
 
 def _members(rag: System) -> dict[str, Any]:
-    """What a system is put together from, by name."""
-    retriever = rag.retriever
-    members: dict[str, Any] = {"retriever": retriever, "encoder": getattr(retriever, "encoder", None)}
-    return members | {"generator": rag.generator, "reranker": getattr(rag, "reranker", None), "store": _store(rag)}
+    """What a system is put together from, by name; a retriever that asks others is named with those inside it."""
+    retrievers = list(every(rag.retriever))
+    found = {
+        name: next((part for r in retrievers if (part := getattr(r, name, None)) is not None), None)
+        for name in ("encoder", "store", "reranker")
+    }
+    return {**found, "generator": rag.generator}
 
 
 def _settings(rag: System) -> dict[str, Any]:
     found: dict[str, Any] = {"top_k": rag.top_k, "reader": rag.reader, "temperature": rag.temperature}
     found |= {f"prompt.{name}": value for name, value in asdict(rag.prompt).items()}
     members = _members(rag)
+    try:
+        found["retriever"] = shape_of(rag.retriever, members["store"])
+    except InputError:  # one of the user's own, whose settings are not known
+        found["retriever"] = [type(part).__name__ for part in every(rag.retriever)]
     found |= {name: type(member).__name__ for name, member in members.items() if member is not None}
     found |= {f"generator.{name}": getattr(rag.generator, name, None) for name in _GENERATOR}
     model = getattr(members["encoder"], "model", None)
@@ -184,7 +194,7 @@ def _fingerprints(rag: System) -> dict[str, str | None]:
 
 
 def _store(rag: System) -> KnowledgeStore | None:
-    store = getattr(rag.retriever, "store", None)
+    store = _members(rag)["store"]
     return store if isinstance(store, KnowledgeStore) else None
 
 

@@ -9,10 +9,14 @@ import typer
 
 from fedrag.cli import federate
 from fedrag.cli.ask import ask
+from fedrag.cli.card import card
+from fedrag.cli.compare import compare
+from fedrag.cli.diff import diff
 from fedrag.cli.evaluate import evaluate
 from fedrag.cli.index import index
 from fedrag.cli.init import init
 from fedrag.cli.mine import mine
+from fedrag.cli.push import push
 from fedrag.cli.questions import questions
 from fedrag.cli.report import report
 from fedrag.cli.schema import print_schema
@@ -47,8 +51,12 @@ app.command()(init)
 app.command("schema")(print_schema)
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(report)
 app.command()(questions)
 app.command()(mine)
+app.command()(diff)
+app.command()(card)
+app.command()(push)
 app.command()(serve)
 app.add_typer(federate.app, name="federate")

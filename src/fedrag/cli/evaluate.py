@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +17,27 @@ def evaluate(
     examples: Annotated[Path, typer.Argument(help="Questions with answers or positives.", show_default=False)],
     k: Annotated[int | None, typer.Option(help="Documents in the prompt; the system's own setting by default.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the report, every answer with it, as JSON.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="An earlier report: differences, intervals, p-values.")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="An earlier report: differences, intervals, p-values."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object: means, no answers.")] = False,
 ) -> None:
     """Measure a system: every number with n and a 95 % interval."""
     from fedrag.data import read_examples
     from fedrag.evaluation import Report
     from fedrag.evaluation import evaluate as measure
 
+    earlier = Report.load(compare) if compare else None  # a mistake in it shows before the measuring
     report = measure(open_system(system), read_examples(examples), k=k)
-    typer.echo(str(report))
     if save:
         report.save(save)
-    if compare:
-        typer.echo(str(report.compare(Report.load(compare))))
+    change = report.compare(earlier) if earlier else None
+    if json_:
+        told: dict[str, Any] = {"questions": len(report.records)}
+        told["metrics"] = {name: asdict(metric) for name, metric in report.metrics.items()}
+        typer.echo(json.dumps(told | ({"comparison": asdict(change)} if change else {})))
+        return
+    typer.echo(str(report))
+    if change:
+        typer.echo(str(change))
