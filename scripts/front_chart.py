@@ -101,7 +101,9 @@ def draw() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the chart is not of these figures")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the chart is not of these figures"
+    )
     if not parser.parse_args().check:
         CHART.write_text(draw(), encoding="utf-8")
         return 0

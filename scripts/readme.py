@@ -1,4 +1,4 @@
-"""Run the snippets of README.md and docs/*.md, so that what the pages show is what the library does.
+"""Run the snippets of README.md and of the pages in docs/, so that what the pages show is what the library does.
 
 Fenced `python` and `bash` blocks run in the order of the page, in a temporary folder of the page's own, so that one
 block may read what an earlier one wrote. The python blocks of a page share one namespace; bash blocks stop at the first
@@ -131,10 +131,10 @@ def run_page(path: Path, page: str) -> tuple[int, int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pages", nargs="*", type=Path, help="pages to run (default: README.md and docs/*.md)")
+    parser.add_argument("pages", nargs="*", type=Path, help="pages to run (default: README.md and those in docs/)")
     pages = parser.parse_args(arguments).pages or [
         REPOSITORY / "README.md",
-        *sorted((REPOSITORY / "docs").glob("*.md")),
+        *sorted((REPOSITORY / "docs").rglob("*.md")),
     ]
     if missing := [str(page) for page in pages if not page.is_file()]:
         print(f"{missing[0]} is not there; name a Markdown page", file=sys.stderr)

@@ -36,7 +36,9 @@ def described(command: Any, name: str) -> Iterator[str]:
     parameters = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
-    usage = " ".join([name, *(["[OPTIONS]"] if options else []), *(p.make_metavar(_context(command)) for p in arguments)])
+    usage = " ".join(
+        [name, *(["[OPTIONS]"] if options else []), *(p.make_metavar(_context(command)) for p in arguments)]
+    )
     yield from (f"{'#' * (1 + len(name.split()))} {name}", "", "```text", usage, "```", "", _said(command.help), "")
     if parameters:
         yield from ("| | | default |", "|---|---|---|")

@@ -43,7 +43,11 @@ def _links(text: str, folder: str, repository: str | None) -> str:
             if path.endswith("/"):  # a folder: its index
                 return f"[{link['text']}]({path}index.md{mark}{anchor})"
             return link[0] if not path.endswith(".json") else link["text"]
-        return f"[{link['text']}]({repository.rstrip('/')}/blob/main/{target}{mark}{anchor})" if repository else link["text"]
+        return (
+            f"[{link['text']}]({repository.rstrip('/')}/blob/main/{target}{mark}{anchor})"
+            if repository
+            else link["text"]
+        )
 
     return LINK.sub(lead, text)
 
