@@ -35,8 +35,8 @@ UPWARD = {("training.trainer", "federated")}
 """The one switch: a trainer knows how to be federated. It loads the room above when it is asked to, and not before."""
 LINES_PER_FILE = 280
 CODE_OF_CORE = 5_500  # lines of the core that are neither blank nor comment nor docstring: explaining is free
-BESIDE_THE_CORE = {"evaluation", "data"}  # below training, and no part of what trains
-CODE_OF_ALL = 14_000  # without the floor of other people's libraries, each of which has a budget of its own
+BESIDE_THE_CORE = {"evaluation", "data", "bundles"}  # what comes in and goes out, and no part of what trains
+CODE_OF_ALL = 17_500  # without the floor of other people's libraries, each of which has a budget of its own
 CODE_OF_A_LIBRARY = 800  # langchain.py, langchain_index.py, ...: what joins one library, or serves
 OUTSIDE = {"integrations", "serving"}
 VAGUE = {"util", "utils", "helper", "helpers", "base", "manager", "managers"}
