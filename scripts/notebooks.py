@@ -1,7 +1,8 @@
 """Run the notebooks of docs/notebooks, so that what they show is what the library does.
 
-Each runs from its first cell to its last in a kernel of this environment and in a temporary folder of its own. The files
-are kept without outputs, which would be another machine's; a notebook with outputs, or one whose cell fails, is an error.
+Each runs from its first cell to its last, in a kernel of this environment and in a temporary folder of its own. The
+files are kept without outputs, which would be another machine's; a notebook with outputs, or one whose cell fails, is
+an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documentation's site, built strictly and read in a real browser: whole, by keyboard, narrow, dark, nothing fetched."""
+"""The documentation's site, built strictly and read in a real browser: by keyboard, narrow, dark, nothing fetched."""
 
 from __future__ import annotations
 
