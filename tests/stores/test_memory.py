@@ -123,8 +123,8 @@ def test_a_truncated_file_is_named_with_its_bytes(tmp_path: Path, name: str, cut
 def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
     saved(tmp_path / "s")
     about = version(tmp_path / "s") / "store.json"
-    about.write_text(json.dumps({"format": 3, "something": "new"}))
-    with pytest.raises(StoreError, match=r"format 3; .* up to 2: upgrade fedrag"):
+    about.write_text(json.dumps({"format": 4, "something": "new"}))
+    with pytest.raises(StoreError, match=r"format 4; .* up to 3: upgrade fedrag"):
         MemoryStore.open(tmp_path / "s")
 
 

@@ -2,9 +2,13 @@
 
 The folder changes in one step (`fedrag.durable`). Each version in it holds three files, whose names are fixed:
 
-    store.json        format version, counts, dtype, width, the encoder's fingerprint, sizes and CRC-32 of the other two
+    store.json        format version, counts, dtype, width, the encoder's fingerprint, sizes and CRC-32 of the others
     vectors.bin       the matrix, row by row, little-endian float32 or bfloat16
     documents.arrow   ids, texts, metadata (JSON) and media: an Arrow IPC file, which any Arrow reader opens
+
+A store that has only been added to since it was saved or opened is saved at the cost of what came: the new version
+takes the old files by hard link and holds the new rows in `vectors.1.bin`, `documents.1.arrow` and so on. Short files
+are merged into the next, so that there are few, and saving n documents again and again writes each about log n times.
 
 Nothing from a document ever becomes part of a path. Files are mapped, not read: opening takes milliseconds, and sizes
 are all that it compares. The checksums, for which every byte must be read, are compared when asked for.
@@ -13,40 +17,27 @@ are all that it compares. The checksums, for which every byte must be read, are 
 from __future__ import annotations
 
 import json
+import os
+import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fedrag.durable import current, publish
 from fedrag.errors import StoreError
+from fedrag.stores.about import ABOUT, FORMAT, VECTORS, About, Saved, identity, names, read_about
 from fedrag.stores.matrix import STORED, DType, Matrix
-from fedrag.stores.table import SCHEMA, Table
+from fedrag.stores.table import SCHEMA, Batch, Table
 
-FORMAT = 2
-"""Raised whenever a version of fedrag writes what older ones cannot read. Format 1, without checksums, is read."""
-
-_ABOUT, _VECTORS, _DOCUMENTS = "store.json", "vectors.bin", "documents.arrow"
+_VERSION = re.compile(r"v\d{6,}")  # of this folder, and of a system's around it
 _PIECE = 1 << 20  # bytes read at a time
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class About:
-    """What `store.json` says. `width` is 0 while the store is empty; `files` holds sizes in bytes."""
-
-    format: int
-    documents: int
-    dtype: DType
-    width: int
-    longest: float
-    fingerprint: str
-    files: Mapping[str, int]
-    crc32: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +49,87 @@ class Content:
     dtype: DType
     fingerprint: str
     living: Tensor | None = None
+    saved: Saved | None = None
+
+
+def save(folder: Path, content: Content) -> Saved | None:
+    """Publish a version with the living rows of a store; return where they lie, if row by row as in the store."""
+    written: list[Saved] = []
+
+    def put(version: Path) -> None:
+        write(version, content)
+        written.append(Saved.of(version))
+
+    publish(folder, put)
+    return written[0] if content.living is None else None
 
 
 def write(version: Path, content: Content) -> None:
-    """Write the living rows of a store into an empty folder."""
-    table, matrix, living = content.table, content.matrix, content.living
-    rows = torch.arange(table.rows, device="cpu") if living is None else living.nonzero()[:, 0]
-    with (version / _VECTORS).open("wb") as file:
-        if matrix is not None:
-            matrix.write_to(file, rows)
-    with (version / _DOCUMENTS).open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        for batch in table.batches(living):
-            writer.write_batch(batch)
+    """Write the living rows of a store into an empty folder, or link what `content.saved` has of them."""
+    table, matrix = content.table, content.matrix
+    keep = torch.ones(table.rows, dtype=torch.bool, device="cpu") if content.living is None else content.living.clone()
+    count, linked = int(keep.sum()), _linked(version, content)
+    keep[: sum(linked.rows) if linked else 0] = False
+    vectors, documents = new = names(len(linked.rows) if linked else 0)
+    files, crc32 = (dict(linked.files), dict(linked.crc32)) if linked else ({}, {})
+    if keep.any() or not linked:
+        with (version / vectors).open("wb") as file:
+            if matrix is not None:
+                matrix.write_to(file, keep.nonzero()[:, 0])
+        with (version / documents).open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            for batch in table.batches(keep):
+                writer.write_batch(batch)
+        files |= {name: (version / name).stat().st_size for name in new}
+        crc32 |= {name: _crc32(version / name) for name in new}
     about = About(
-        format=FORMAT,
-        documents=len(rows),
+        format=FORMAT if len(files) > 2 else 2,
+        documents=count,
         dtype=content.dtype,
         width=matrix.width if matrix is not None else 0,
         longest=matrix.longest if matrix is not None else 0.0,
         fingerprint=content.fingerprint,
-        files={name: (version / name).stat().st_size for name in (_VECTORS, _DOCUMENTS)},
-        crc32={name: _crc32(version / name) for name in (_VECTORS, _DOCUMENTS)},
+        files=files,
+        crc32=crc32,
     )
-    (version / _ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
+    (version / ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
+
+
+def _linked(version: Path, content: Content) -> About | None:
+    """Link what can be kept of the files saved before into this version; return what is there, None if nothing."""
+    saved = content.saved
+    # two saved copies that share a file would be damaged together: only successive versions of one folder do
+    if content.living is not None or saved is None or not saved.about.crc32 or _place(saved.version) != _place(version):
+        return None
+    kept, new = saved.about.rows, content.table.rows - saved.about.documents
+    while kept and kept[-1] < 2 * new:
+        new += kept.pop()
+    files = [name for i in range(len(kept)) for name in names(i)]
+    try:
+        for name in files:
+            os.link(saved.version / name, version / name)
+            if identity(version / name) != saved.identity[name]:
+                raise FileNotFoundError(name)
+    except OSError:  # replaced by another process, or a file system without links
+        for name in files:
+            (version / name).unlink(missing_ok=True)
+        return None
+    sizes, sums = ({name: of[name] for name in files} for of in (saved.about.files, saved.about.crc32))
+    return replace(saved.about, files=sizes, crc32=sums) if kept else None
+
+
+def _place(version: Path) -> list[str]:
+    return [part for part in version.absolute().parts if not _VERSION.fullmatch(part)]
+
+
+def read_current(folder: Path, *, verify: bool = False) -> Content:
+    """Map the version in use. Raises `StoreError` as `read` does, and where there is none."""
+    while True:
+        version = current(folder)
+        try:
+            return read(version, verify=verify)
+        except (StoreError, FileNotFoundError):
+            if current(folder) == version:  # else another process saved meanwhile and cleared this version
+                raise
 
 
 def read(version: Path, *, verify: bool = False) -> Content:
@@ -88,7 +137,7 @@ def read(version: Path, *, verify: bool = False) -> Content:
 
     With `verify`, also for any changed bit.
     """
-    about = _about(version / _ABOUT)
+    about = read_about(version / ABOUT)
     for name, size in about.files.items():
         path = version / name
         found = path.stat().st_size if path.is_file() else None
@@ -97,30 +146,35 @@ def read(version: Path, *, verify: bool = False) -> Content:
             raise StoreError(f"{path} {state}, expected {size} bytes: restore the store from a copy or build it again")
     if verify:
         _compare(version, about)
-    if about.files[_VECTORS] != about.documents * about.width * STORED[about.dtype].itemsize:
+    stored = sum(about.files[names(i)[0]] for i in range(len(about.rows)))
+    if stored != about.documents * about.width * STORED[about.dtype].itemsize or sum(about.rows) != about.documents:
         raise StoreError(
-            f"{version / _VECTORS} has {about.files[_VECTORS]} bytes, expected {about.documents} x {about.width} "
-            f"values of {about.dtype}: restore the store from a copy or build it again"
+            f"{version / VECTORS} has {stored} bytes, with the files that go on, expected {about.documents} x "
+            f"{about.width} values of {about.dtype}: restore the store from a copy or build it again"
         )
-    table = _table(version / _DOCUMENTS)
-    if table.rows != about.documents:
-        raise StoreError(
-            f"{version / _DOCUMENTS} holds {table.rows} documents, expected {about.documents}: "
-            "restore the store from a copy or build it again"
-        )
-    if not about.documents:
-        return Content(table, None, about.dtype, about.fingerprint)
-    shape = (about.documents, about.width)
-    # mode "c": pages that are written to are copied into memory, the file is never changed
-    values = np.asarray(np.memmap(version / _VECTORS, STORED[about.dtype], "c", shape=shape))
-    matrix = Matrix(about.dtype, about.width, parts=[values], longest=about.longest)
-    return Content(table, matrix, about.dtype, about.fingerprint)
+    batches: list[Batch] = []
+    parts: list[npt.NDArray[Any]] = []
+    for number, rows in enumerate(about.rows):
+        vectors, documents = names(number)
+        found = _batches(version / documents)
+        if (count := sum(batch.num_rows for batch in found)) != rows:
+            raise StoreError(
+                f"{version / documents} holds {count} documents, expected {rows}: "
+                "restore the store from a copy or build it again"
+            )
+        batches += found
+        if rows:
+            # mode "c": pages that are written to are copied into memory, the file is never changed
+            mapped = np.memmap(version / vectors, STORED[about.dtype], "c", shape=(rows, about.width))
+            parts.append(np.asarray(mapped))
+    matrix = Matrix(about.dtype, about.width, parts=parts, longest=about.longest) if parts else None
+    return Content(Table(batches), matrix, about.dtype, about.fingerprint, saved=Saved.of(version))
 
 
 def _compare(version: Path, about: About) -> None:
     if not about.crc32:
         raise StoreError(
-            f"{version / _ABOUT} holds no checksums to verify, since an older fedrag wrote it: open the store without "
+            f"{version / ABOUT} holds no checksums to verify, since an older fedrag wrote it: open the store without "
             "verify and save it again"
         )
     for name, expected in about.crc32.items():
@@ -139,47 +193,13 @@ def _crc32(path: Path) -> str:
     return f"{total:08x}"
 
 
-def _about(path: Path) -> About:
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing: check that {path.parent.parent} is the folder of a store") from None
-    except ValueError as error:
-        size = path.stat().st_size
-        raise StoreError(
-            f"{path} ({size} bytes) is not the JSON that was written there ({error}): restore it"
-        ) from None
-    if isinstance(found, dict):
-        content = cast(dict[str, Any], found)
-        if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise StoreError(
-                f"{path} is of format {content['format']}; this fedrag reads formats up to {FORMAT}: upgrade fedrag"
-            )
-        if _complete(content):
-            return About(**content)
-    raise StoreError(f"{path} does not describe a store: restore it from a copy or build the store again")
-
-
-def _complete(content: Mapping[str, Any]) -> bool:
-    absent = {"crc32"} if content.get("format") == 1 else set[str]()
-    per_file = [content.get(name) for name in {"files", "crc32"} - absent]
-    return (
-        set(content) == set(About.__dataclass_fields__) - absent
-        and all(isinstance(of, dict) and set(cast(dict[str, Any], of)) == {_VECTORS, _DOCUMENTS} for of in per_file)
-        and content["dtype"] in STORED
-        and isinstance(content["fingerprint"], str)
-        and isinstance(content["longest"], float)
-        and all(isinstance(content[name], int) and content[name] >= 0 for name in ("documents", "width"))
-    )
-
-
-def _table(path: Path) -> Table:
+def _batches(path: Path) -> list[Batch]:
     try:
         reader: Any = pa.ipc.open_file(pa.memory_map(str(path)))
         if not reader.schema.equals(SCHEMA):
             raise StoreError(
                 f"{path} has the columns {reader.schema.names}, expected {SCHEMA.names}: restore it from a copy"
             )
-        return Table(reader.get_batch(i) for i in range(reader.num_record_batches))
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{path} is damaged ({error}): restore the store from a copy or build it again") from None

@@ -141,27 +141,34 @@ class Matrix:
             file.write(self._gather(part.numpy()).data)
 
     def nearest(
-        self, queries: Tensor, k: int, *, rows: int, keep: Tensor | None = None
+        self, queries: Tensor, k: int, *, rows: int, keep: Tensor | None = None, first: int = 0
     ) -> Iterator[list[tuple[int, float]]]:
         """Yield, per row of `[n, d]` queries, candidate rows with their scores: at least the k best.
 
-        Only the first `rows` rows count, and of these only where `keep`, booleans `[rows]`, is true; k is at most the
-        number of these. Candidates come in no particular order, all that tie with the k-th among them.
+        Only the rows from `first` on and below `rows` count, and of these only where `keep`, booleans `[rows]`, is
+        true; k is at most the number of these. Candidates come in no particular order, all that tie with the k-th
+        among them.
         """
         mask = None if keep is None else np.where(keep.numpy(), np.float32(0), np.float32(-np.inf))  # [m]
         for block in queries.split(_QUERIES):
-            for query, near in zip(block, self._near(block, k, rows, mask), strict=True):
-                scores = [self._scores(query, part) for part in near.split(_BLOCK)]
-                yield list(zip(near.tolist(), np.concatenate(scores).tolist(), strict=True))
+            for query, near in zip(block, self._near(block, k, first, rows, mask), strict=True):
+                yield self.scored(query, near)
 
-    def _near(self, queries: Tensor, k: int, rows: int, mask: npt.NDArray[np.float32] | None) -> list[Tensor]:
+    def scored(self, query: Tensor, rows: Tensor) -> list[tuple[int, float]]:
+        """Return these `[k]` rows, each with its score for a query `[d]`."""
+        scores = [self._scores(query, part) for part in rows.split(_BLOCK)]
+        return list(zip(rows.tolist(), np.concatenate(scores).tolist(), strict=True))
+
+    def _near(
+        self, queries: Tensor, k: int, first: int, rows: int, mask: npt.NDArray[np.float32] | None
+    ) -> list[Tensor]:
         """Return, per row of `[n, d]` queries, the rows whose float32 product may be that of one of the k best."""
         # in NumPy but for the products: it stays in this thread, and waking others costs more than they save here
         error = torch.linalg.vector_norm(queries, dim=1).numpy() * np.float32(self.longest * _error(self.width))  # [n]
         best = np.full((len(queries), k), -np.inf, np.float32)  # [n, k]
         near: list[list[npt.NDArray[np.int64]]] = [[] for _ in queries]
         step = _HELD // len(queries)
-        for start in range(0, rows, step):
+        for start in range(first, rows, step):
             end = min(start + step, rows)
             group = min(_GROUP, max(1, (end - start) // (8 * k)))
             products = self._products(queries, start, end, group)  # [n, m]

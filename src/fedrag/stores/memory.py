@@ -1,9 +1,8 @@
-"""An exact knowledge store: one matrix in memory or mapped from a file, searched whole.
+"""An exact knowledge store: a matrix in memory or mapped from files, searched whole.
 
 Exact search needs no parameters, returns the same hits on every machine and, up to some hundred thousand documents,
-answers in the time that it takes to read the matrix once. Documents lie beside it as Arrow columns (`stores.table`),
-the folder format is that of `stores.files`, and every change is whole: searches from other threads, an interrupt and
-a crash see it done or not begun.
+answers in the time that it takes to read the matrix once; `accelerate` is for more. Documents lie beside it as Arrow
+columns (`stores.table`), and every change is whole, to other threads, after an interrupt and after a crash.
 
 >>> import torch
 >>> store = MemoryStore()
@@ -20,20 +19,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import RLock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedrag.durable import current, publish
 from fedrag.errors import InputError, StoreError
 from fedrag.filters import compile_filter
 from fedrag.stores import files
+from fedrag.stores.about import Saved
 from fedrag.stores.journal import Journal
 from fedrag.stores.matrix import STORED, DType, Matrix, plain, plain_with_ids
 from fedrag.stores.rebuild import MemoryRebuild
 from fedrag.stores.table import Table, encode
 from fedrag.types import Document, Hit, Where
+
+if TYPE_CHECKING:
+    from fedrag.stores.accelerated import Acceleration, Graph
 
 
 class MemoryStore:
@@ -47,8 +50,7 @@ class MemoryStore:
         if dtype not in STORED:
             raise InputError(f"a MemoryStore keeps vectors as {' or '.join(STORED)}, got dtype={dtype!r}")
         self._dtype: DType = dtype
-        self._fingerprint = ""
-        self._lock = RLock()
+        self._fingerprint, self._lock = "", RLock()
         self._table = Table()
         self._matrix: Matrix | None = None
         # the one place that says which rows count: a row that no id points to is dead and waits to be cleared
@@ -56,36 +58,33 @@ class MemoryStore:
         self._known_living: tuple[tuple[Table, int, int], Tensor] | None = None
         self._rebuild: MemoryRebuild | None = None
         self._folder: Path | None = None
+        self._saved: Saved | None = None  # files that hold the first rows as they are here
+        self._graph: Graph | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> MemoryStore:
         """Map a saved store; changes stay in memory until `save`. Raises `StoreError` for a damaged or newer one.
 
-        Missing and cut files are always found. `verify=True` also finds changed bits, by checksum: for that it reads
-        every byte once, about a second per 2 GB in the page cache and as long as the disk takes otherwise. It is
-        not the default because a mapped store opens at once however big it is, and reads what a search touches.
+        Missing and cut files are always found; `verify=True` reads every byte (2 GB a second) and finds changed bits.
         """
         folder = Path(path)
-        while True:
-            version = current(folder)
-            try:
-                content = files.read(version, verify=verify)
-                break
-            except (StoreError, FileNotFoundError):
-                if current(folder) == version:  # else another process saved meanwhile and cleared this version
-                    raise
+        content = files.read_current(folder, verify=verify)
         store = cls(dtype=content.dtype)
         store._table, store._matrix, store._fingerprint = content.table, content.matrix, content.fingerprint
         store._row = dict(zip(content.table.ids(), range(content.table.rows), strict=True))
-        store._folder = folder
+        store._folder, store._saved = folder, content.saved
         return store
 
     def save(self, path: str | Path) -> None:
-        """Write everything into a folder, in one step: after a crash the old content is there or the new."""
+        """Write everything into a folder, in one step: after a crash the old content is there or the new.
+
+        Where documents were only added since the last save into this folder, only these are written.
+        """
         folder = Path(path)
         with self._lock:
-            content = files.Content(self._table, self._matrix, self._dtype, self._fingerprint, self._living())
-            publish(folder, lambda version: files.write(version, content))
+            alive = self._living()
+            content = files.Content(self._table, self._matrix, self._dtype, self._fingerprint, alive, self._saved)
+            self._saved = files.save(folder, content)
             if self._rebuild is None:
                 # also where the store came from: its new vectors are safe here, and that folder keeps its old ones
                 for place in {folder, self._folder or folder}:
@@ -129,8 +128,35 @@ class MemoryStore:
             k = min(k, len(self) if keep is None else int(keep.sum()))
             if not k or not len(queries) or self._matrix is None:
                 return [[] for _ in queries]
-            found = self._matrix.nearest(queries, k, rows=self._table.rows, keep=keep)
-            return [self._hits(candidates, k) for candidates in found]
+            searched = self._matrix if self._graph is None or test is not None else self._graph
+            found = searched.nearest(queries, k, rows=self._table.rows, keep=keep)
+            return [self._table.hits(candidates, k) for candidates in found]
+
+    def accelerate(
+        self, *, floor: float = 0.9, queries: Tensor | None = None, connectivity: int = 16, build_width: int = 128
+    ) -> Acceleration:
+        """Build a graph of the vectors for approximate search (extra `accelerated`) and return its measured recall.
+
+        Recall@10 is that of `queries` `[n, d]`, vectors of real questions, or without these of 200 of the documents.
+        A search then may miss hits, at the rate told; their scores are true, and there are k whenever k documents
+        are there. With a filter, and among what was added since, search is exact; once vectors are changed, a
+        quarter is removed or the store is opened again, all of it is, until this is called again.
+        Raises `StoreError` where the recall stays below `floor`: search then stays exact.
+        """
+        from fedrag.stores.accelerated import built
+
+        with self._lock, torch.no_grad():
+            self._clear_dead(all_of_them=True)
+            if self._matrix is None or not self._row:
+                raise InputError("an empty store has nothing to accelerate; add documents first")
+            self._graph = None
+            self._graph = built(self._matrix, self._table.rows, queries, floor, connectivity, build_width)
+            return self._graph.measured
+
+    @property
+    def acceleration(self) -> Acceleration | None:
+        """What `accelerate` measured; None while every search is exact."""
+        return self._graph.measured if self._graph is not None else None
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents of these ids, in order. An unknown id is an `InputError`."""
@@ -163,6 +189,7 @@ class MemoryStore:
         with self._lock:
             rows = self._rows(ids)
             if self._matrix is not None and len(rows):
+                self._saved = self._graph = None
                 self._matrix.replace(rows, vectors)
 
     def rebuild(self, fingerprint: str) -> MemoryRebuild:
@@ -225,12 +252,6 @@ class MemoryStore:
                 raise InputError(f"no document has the id {id!r} (of {len(self)} in the store); add it first")
         return torch.tensor([self._row[id] for id in ids], dtype=torch.int64, device="cpu")
 
-    def _hits(self, candidates: list[tuple[int, float]], k: int) -> list[Hit]:
-        if len({score for _, score in candidates}) < len(candidates):
-            candidates.sort(key=lambda found: self._table.id(found[0]))
-        candidates.sort(key=lambda found: -found[1])
-        return [Hit(self._table.document(row), score) for row, score in candidates[:k]]
-
     def _clear_dead(self, *, all_of_them: bool = False) -> None:
         """Drop the dead rows when they are many beside the living; this copies the matrix."""
         dead = self._table.rows - len(self._row)
@@ -241,6 +262,7 @@ class MemoryStore:
         matrix = None
         if self._matrix is not None and living is not None and self._row:
             matrix = self._matrix.taken(living.nonzero()[:, 0])
+        self._saved = self._graph = None
         row = dict(zip(table.ids(), range(table.rows), strict=True))
         self._table, self._matrix, self._row = table, matrix, row
 
@@ -254,4 +276,5 @@ class MemoryStore:
             matrix = None
         if matrix is not None and order != list(range(len(order))):
             matrix = matrix.taken(torch.tensor(order, dtype=torch.int64, device="cpu"))
+        self._saved = self._graph = None
         self._matrix, self._fingerprint, self._rebuild = matrix, fingerprint, None

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fedrag.errors import InputError
 from fedrag.filters import Predicate
-from fedrag.types import Document, Media
+from fedrag.types import Document, Hit, Media
 
 SCHEMA = pa.schema(
     [
@@ -101,6 +101,13 @@ class Table:
         """Return the id of this row."""
         part = self._parts[bisect_right(self._parts, row, key=_end)]
         return part.columns[0][row - part.start].as_py()
+
+    def hits(self, candidates: list[tuple[int, float]], k: int) -> list[Hit]:
+        """Return the k best of rows with scores, as hits, best first; ties go to the smaller id."""
+        if len({score for _, score in candidates}) < len(candidates):
+            candidates.sort(key=lambda found: self.id(found[0]))
+        candidates.sort(key=lambda found: -found[1])
+        return [Hit(self.document(row), score) for row, score in candidates[:k]]
 
     def ids(self) -> list[str]:
         """Return the ids of all rows."""
