@@ -150,14 +150,15 @@ def test_what_a_source_no_longer_has_leaves_the_store(workplace, index):
     assert index("docs", *cut).exit_code == 0
     before = stored(workplace)
     (workplace / "docs" / "clerk0.txt").write_text("one two tree")
-    (workplace / "docs" / "clerk1.txt").unlink()  # not read again: what is known of it stays
+    (workplace / "docs" / "clerk1.txt").unlink()
     result = index("docs", *cut, new=False)
     assert result.exit_code == 0
-    assert "; 1 removed" in result.stdout
+    assert "; 5 removed" in result.stdout
     after = stored(workplace)
     assert {id: after.get(id) for id in before if after.get(id) != before[id]} == {
         "docs/clerk0.txt#1": "tree",
         "docs/clerk0.txt#2": None,
+        **{id: None for id in before if id.startswith("docs/clerk1.txt")},
     }
 
 

@@ -174,7 +174,7 @@ def passages(file: File, text: Text, cut: Cut | None) -> Iterator[Document]:
 
 def _texts(files: Files, cut: Cut | None, progress: bool) -> Iterator[Document]:
     for file in track(files.all(), desc="read", unit="file", disable=not progress, delay=1.0):
-        if (text := files.text(file)) is not None:
+        if (text := files.text(file)) is not None and not files.repeats(file, text.digest):
             yield from passages(file, text, cut)
     files.tell()
     if not files.read:

@@ -134,19 +134,18 @@ class Files:
         if not text.text.strip():
             self.empty.append(file.source)
             return None
-        if self.seen(text.digest):
-            self.same.append(file.source)
-            return None
         self.read += 1
         return text
 
-    def seen(self, digest: str) -> bool:
-        """Whether a file before this one said the same."""
-        if self.repeated:
+    def repeats(self, file: File, digest: str) -> bool:
+        """Whether a file before this one said the same, and this one is to be left out."""
+        if self.repeated or not digest:
             return False
-        known = digest in self._digests
-        self._digests.add(digest)
-        return known
+        if digest not in self._digests:
+            self._digests.add(digest)
+            return False
+        self.same.append(file.source)
+        return True
 
     def nothing(self) -> str:
         """Why there is no text, of one file or of all."""
