@@ -13,6 +13,7 @@ from fedrag.cli.card import card
 from fedrag.cli.compare import compare
 from fedrag.cli.diff import diff
 from fedrag.cli.evaluate import evaluate
+from fedrag.cli.export import export
 from fedrag.cli.index import index
 from fedrag.cli.init import init
 from fedrag.cli.mine import mine
@@ -22,6 +23,7 @@ from fedrag.cli.report import report
 from fedrag.cli.schema import print_schema
 from fedrag.cli.serve import serve
 from fedrag.cli.train import train
+from fedrag.cli.validate import validate
 
 app = typer.Typer(
     add_completion=False,
@@ -49,6 +51,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(init)
 app.command("schema")(print_schema)
+app.command()(validate)
 app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
@@ -57,6 +60,7 @@ app.command()(questions)
 app.command()(mine)
 app.command()(diff)
 app.command()(card)
+app.command()(export)
 app.command()(push)
 app.command()(serve)
 app.add_typer(federate.app, name="federate")
