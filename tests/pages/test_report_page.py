@@ -17,7 +17,7 @@ from fedrag.errors import ConfigError, DataError, InputError
 from fedrag.evaluation import Record, summarize
 from fedrag.evaluation.ranking import label_metrics
 from fedrag.pages import read_history, read_log, write_page
-from fedrag.pages.charts import ticks
+from fedrag.pages.charts import lines, ticks
 from fedrag.pages.curves import learning, recall, rounds
 from fedrag.types import Example
 
@@ -159,14 +159,14 @@ def test_a_report_alone_has_a_page(run: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_long_texts_and_many_questions_stay_small(tmp_path: Path) -> None:
-    golds = [f"d{n}" for n in range(3000)]
-    example = [Example(f"{n} " + "<" * 5000, ["&" * 3000] * 50, positives=golds) for n in range(600)]
+    golds = [f"d{n}" for n in range(300)]
+    example = [Example(f"{n} " + "<" * 5000, ["&" * 3000] * 50, positives=golds) for n in range(200)]
     before, after = (
         summarize([Record(e, {"exact_match": v}, '"' * 9000, tuple(golds[:40])) for e in example]) for v in (0.0, 1.0)
     )
-    written = write_page(tmp_path / "page.html", before=before, after=after, shown=600)
-    assert written.became_right == 600
-    assert 20 < written.shown < 600
+    written = write_page(tmp_path / "page.html", before=before, after=after, shown=200)
+    assert written.became_right == 200
+    assert 20 < written.shown < 200
     assert written.bytes < 3_000_000
     assert f"This page holds {written.shown} of them" in "".join(read(written.path).text)
 
@@ -259,3 +259,55 @@ def test_any_text_comes_out_as_it_is(
     seen = seen.replace("\r\n", "\n").replace("\r", "\n").replace("\n", " ")
     assert seen in text
     assert {*reader.tags} <= {*TAGS.split()}
+
+
+KEYS = st.sampled_from(["step", "loss", "eval_loss", "stage", "objective", "epoch", "rounds", "closing", "history"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5) | KEYS, inside, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(KEYS, JSON, max_size=6) | JSON, max_size=6), st.sampled_from(["jsonl", "json"]))
+def test_any_log_is_drawn_or_named(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], ending: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"log.{ending}"
+    whole = {"log_history": rows}
+    path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(whole), encoding="utf-8")
+    try:
+        charts = learning(read_log(path))
+    except DataError as error:
+        named, charts = str(error), []
+    else:
+        named = path.name
+    assert path.name in named
+    for chart in charts:
+        assert "<svg" in lines(chart, "c1")
+
+
+@given(st.data())
+def test_any_history_is_drawn_or_named(
+    run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = run["history"].to_json()
+    part: Any = content
+    while isinstance(part, dict | list | tuple) and part:
+        key = data.draw(st.sampled_from([*part] if isinstance(part, dict) else [*range(len(part))]))
+        if isinstance(part, tuple) or data.draw(st.integers(0, 3)) == 0:
+            break
+        below = part[key]
+        if not isinstance(below, dict | list):
+            part[key] = data.draw(JSON)
+            break
+        part = below
+    path = tmp_path_factory.getbasetemp() / "history.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        charts = rounds(read_history(path))
+    except DataError as error:
+        named, charts = str(error), []
+    else:
+        named = "history.json is no federated history"
+    assert "history.json is no federated history" in named
+    for chart in charts:
+        assert "<svg" in lines(chart, "c1")

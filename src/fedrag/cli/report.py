@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrag.errors import InputError
+from fedrag.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from fedrag.stores.memory import MemoryStore
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 def report(
     page: Annotated[Path, typer.Argument(help="The HTML file to write.", show_default=False)],
+    run: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a run: its reports, log and system.")
+    ] = None,
     after: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="The report that the page is about.", show_default=False)
-    ],
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The report that the page is about.")
+    ] = None,
     before: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="The report to compare it with.")
     ] = None,
@@ -42,11 +45,21 @@ def report(
 ) -> None:
     """Write the page of a run: metrics, learning curves, and the questions that flipped.
 
-    Reports are what `fedrag evaluate --save` writes. The page is one file that asks for nothing from outside.
+    Name the run that `fedrag train` left, or reports as `fedrag evaluate --save` writes them.
+    The page is one file that asks for nothing from outside.
     """
     from fedrag.evaluation import Report
     from fedrag.pages import read_history, read_log, write_page
 
+    if run is not None:
+        kept = {name: run / name for name in ("after.json", "before.json", "log.jsonl") if (run / name).is_file()}
+        after, before = after or kept.get("after.json"), before or kept.get("before.json")
+        log = log or [path for name, path in kept.items() if name == "log.jsonl"]
+        tuned = run.absolute().with_suffix("")
+        system = system or (tuned if run.suffix == ".run" and tuned.is_dir() else None)
+    if after is None:
+        where = f"{run} holds no after.json: the run has not ended, or its recipe has no eval" if run else "got none"
+        raise ConfigError(f"a page wants a report: {where}; name one by --after")
     about = {"after": after.name, **({"before": before.name} if before else {})}
     others: dict[str, Report] = {}
     for named in more or []:

@@ -1,10 +1,11 @@
 """Curves from what a run left: a training log, a federated history, the rankings of a report.
 
 Two logs are read: `trainer_state.json`, which transformers' Trainer leaves in every checkpoint, and a `.jsonl` file
-whose rows are its log entries, each with a `step` and, in a run of several stages, a `stage`:
+whose rows are its log entries, each with a `step` and, in a run of several stages, a `stage`, as `fedrag train`
+writes them:
 
-    {"stage": "1-lsr", "step": 10, "loss": 0.71, "learning_rate": 1e-4}
-    {"stage": "1-lsr", "step": 10, "eval_loss": 0.69, "eval_recall@5": 0.8}
+    {"stage": 1, "objective": "lsr", "step": 10, "loss": 0.71, "learning_rate": 1e-4}
+    {"stage": 1, "objective": "lsr", "step": 10, "eval_loss": 0.69, "eval_recall@5": 0.8}
 
 >>> from fedrag.evaluation import Record, summarize
 >>> from fedrag.types import Example
@@ -20,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from fedrag.errors import DataError
 from fedrag.evaluation import Record, Report
 from fedrag.federated.history import History, Round
@@ -27,7 +30,7 @@ from fedrag.pages.charts import LineChart, Series
 
 _POINTS = 200  # of a line: more than a screen can tell apart
 _LINES = 12  # of a chart
-_ASIDE = ("epoch", "step", "stage", "total_flos", "num_input_tokens_seen")
+_ASIDE = ("epoch", "step", "stage", "time", "total_flos", "num_input_tokens_seen")
 _ASIDE_ENDS = ("_runtime", "_per_second", "_compilation_time")
 _LIMIT = 1e300  # beyond it, differences overflow
 
@@ -93,7 +96,7 @@ def learning(rows: Iterable[Mapping[str, Any]]) -> list[LineChart]:
     dropped: dict[str, int] = {}
     for row in rows:
         if "stage" in row:
-            stage = str(row["stage"])
+            stage = " ".join(str(row[name]) for name in ("stage", "objective") if name in row)
         elif row["step"] < last:
             count += 1
             stage = f"stage {count}"
@@ -122,12 +125,17 @@ def read_history(path: Path) -> History:
     """Read `History.to_json`, or the `run.json` of a federated run's folder. Raises `DataError` for anything else."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return History.from_json(content.get("history", content))
+        found = content.get("history", content)
+        return TypeAdapter(History).validate_python({"rounds": found["rounds"], "closing": found["closing"]})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is no federated history ({type(error).__name__}: {error}); pass the JSON of History.to_json(), or "
-            "the run.json of a federated run"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+    raise DataError(
+        f"{path} is no federated history ({reason}); pass the JSON of History.to_json(), or the run.json of a "
+        "federated run"
+    )
 
 
 def rounds(history: History) -> list[LineChart]:

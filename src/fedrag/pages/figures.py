@@ -78,14 +78,14 @@ def compared(before: Report, reports: Mapping[str, Report]) -> dict[str, Compare
     return found
 
 
-def subgroups(after: Report, before: Report | None, metric: str, by: str | None) -> list[Subgroup]:
-    """The chosen metric by the values of a metadata key, the largest groups first; nothing without a key.
+def subgroups(after: Report, before: Report | None, metric: str, by: str | None) -> tuple[list[Subgroup], int]:
+    """The chosen metric by the values of a metadata key, and how many values there are; the largest groups come first.
 
     Raises `ConfigError` where no example has the key.
     """
     key = by or after.cluster
     if key is None:
-        return []
+        return [], 0
     places: dict[str, list[int]] = {}
     for place, record in enumerate(after.records):
         if key in record.example.metadata and metric in record.values:
@@ -102,7 +102,7 @@ def subgroups(after: Report, before: Report | None, metric: str, by: str | None)
         change = None if old is None or new is None else new.compare(old).differences.get(metric)
         if new is not None:
             found.append(Subgroup(name, new.metrics[metric], change))
-    return found
+    return found, len(places)
 
 
 def _only(report: Report, metric: str, places: Sequence[int]) -> Report | None:

@@ -100,6 +100,7 @@ def write_page(
         {} if before is None else compared(before, reports)
     )  # which finds out whether the questions are the same
     found = () if before is None else flips(before.records, after.records, chosen, shown=shown, store=store)
+    groups, group_count = subgroups(after, before, chosen, by)
     logged = curves.learning(log)
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     content = {
@@ -125,7 +126,8 @@ def write_page(
         "history_rows": [*history.rounds, *([history.closing] if history.closing else [])] if history else [],
         "flips": found,
         "texts": store is not None,
-        "groups": subgroups(after, before, chosen, by),
+        "groups": groups,
+        "group_count": group_count,
         "by": by or after.cluster,
         "about": {**(about or {}), "fedrag": __version__},
     }
