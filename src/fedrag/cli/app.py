@@ -12,6 +12,7 @@ from fedrag.cli.ask import ask
 from fedrag.cli.card import card
 from fedrag.cli.compare import compare
 from fedrag.cli.diff import diff
+from fedrag.cli.doctor import doctor
 from fedrag.cli.evaluate import evaluate
 from fedrag.cli.export import export
 from fedrag.cli.index import index
@@ -19,6 +20,7 @@ from fedrag.cli.init import init
 from fedrag.cli.mine import mine
 from fedrag.cli.push import push
 from fedrag.cli.questions import questions
+from fedrag.cli.reindex import reindex
 from fedrag.cli.report import report
 from fedrag.cli.schema import print_schema
 from fedrag.cli.serve import serve
@@ -48,6 +50,7 @@ def quickstart(
 
 
 app.command()(index)
+app.command()(reindex)
 app.command()(ask)
 app.command()(init)
 app.command("schema")(print_schema)
@@ -63,4 +66,5 @@ app.command()(card)
 app.command()(export)
 app.command()(push)
 app.command()(serve)
+app.command()(doctor)
 app.add_typer(federate.app, name="federate")
