@@ -45,15 +45,21 @@ METHODS = (
         ),
     ),
     Method(
+        "Ranking",
+        "the reranker",
+        "one training step of the cross-encoder on k pairs per question; no index changes",
+        "passages are labelled, the right one is found, and not first",
+    ),
+    Method(
         "Distillation",
-        "the query tower, or both towers",
+        "the query tower, both towers, or the reranker",
         "one pass of the cross-encoder per new pair of question and passage, cached",
         "a cross-encoder that judges well is at hand; neither labels nor answers are",
         (("real-text", "distillation of BM25"),),
     ),
     Method(
         "LSR",
-        "the query tower, or both towers",
+        "the query tower, both towers, or the reranker",
         "k prompts per question for each new candidate, without gradient, cached; refreshing both towers embeds anew",
         "answers are known, passages are not labelled, and the model reads well",
         (("world", "LSR, taught by RALT's reader"), ("world", "RALT, then LSR")),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedrag.ablations import Ablation, ablation
     from fedrag.data import documents_from, examples_from, read_documents, read_examples, split
+    from fedrag.encoders.cross import CrossEncoderReranker
     from fedrag.encoders.sentence import SentenceEncoder
     from fedrag.errors import FedRAGError
     from fedrag.evaluation import Report, evaluate
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from fedrag.objectives.mining import HardNegatives, mine
     from fedrag.objectives.raft import Raft
     from fedrag.objectives.ralt import RALT
+    from fedrag.objectives.ranking import Ranking
     from fedrag.objectives.rows import sft_rows
     from fedrag.objectives.sentence import SentenceLoss
     from fedrag.prompts import Prompt
     from fedrag.rag import RAGSystem
     from fedrag.retrievers.dense import DenseRetriever
+    from fedrag.retrievers.hybrid import HybridRetriever
     from fedrag.retrievers.lexical import LexicalRetriever
+    from fedrag.retrievers.reranked import Reranked
     from fedrag.stores.memory import MemoryStore
     from fedrag.training.trainer import RAGTrainer
     from fedrag.types import Answer, Document, Example, Hit, Media
@@ -43,6 +47,7 @@ _HOME = {
     "LexicalRetriever": "retrievers.lexical",
     "CausalLM": "generators.causal",
     "Contrastive": "objectives.contrastive",
+    "CrossEncoderReranker": "encoders.cross",
     "DenseRetriever": "retrievers.dense",
     "Distillation": "objectives.distillation",
     "Document": "types",
@@ -51,6 +56,7 @@ _HOME = {
     "FedRAGError": "errors",
     "HardNegatives": "objectives.mining",
     "Hit": "types",
+    "HybridRetriever": "retrievers.hybrid",
     "Joint": "objectives.joint",
     "LSR": "objectives.lsr",
     "Media": "types",
@@ -63,7 +69,9 @@ _HOME = {
     "RAGTrainer": "training.trainer",
     "RALT": "objectives.ralt",
     "Raft": "objectives.raft",
+    "Ranking": "objectives.ranking",
     "Report": "evaluation",
+    "Reranked": "retrievers.reranked",
     "SentenceEncoder": "encoders.sentence",
     "SentenceLoss": "objectives.sentence",
     "ablation": "ablations",
@@ -85,6 +93,7 @@ __all__ = [
     "Answer",
     "CausalLM",
     "Contrastive",
+    "CrossEncoderReranker",
     "DenseRetriever",
     "Distillation",
     "Document",
@@ -92,6 +101,7 @@ __all__ = [
     "FedRAGError",
     "HardNegatives",
     "Hit",
+    "HybridRetriever",
     "Joint",
     "LexicalRetriever",
     "Media",
@@ -103,7 +113,9 @@ __all__ = [
     "RAGToken",
     "RAGTrainer",
     "Raft",
+    "Ranking",
     "Report",
+    "Reranked",
     "SentenceEncoder",
     "SentenceLoss",
     "ablation",
