@@ -28,7 +28,7 @@ from fedrag.cli.train import train
 from fedrag.cli.validate import validate
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune a retrieval-augmented generation system, and measure what it gained.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from fedrag.cli.opening import loading
+from fedrag.cli.opening import loading, open_system
 from fedrag.cli.recipe import Part, Recipe, Stage
 from fedrag.cli.settings import CONTEXTS, OBJECTIVES, kind_of
 from fedrag.data import read_examples, split
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, DataError, StoreError
 from fedrag.objectives.joint import Joint
 from fedrag.objectives.mining import HardNegatives
 from fedrag.objectives.objective import Objective
@@ -22,21 +23,39 @@ from fedrag.optional import require
 from fedrag.rag import RAGSystem
 from fedrag.training.settings import check, default_arguments
 from fedrag.training.trainer import RAGTrainer
-from fedrag.types import Example
+from fedrag.types import Example, KnowledgeStore
 
 
 def examples_of(recipe: Recipe) -> dict[str, list[Example]]:
     """The examples to learn from, by site; under the name "train" where the recipe is centralized."""
     federated = recipe.federated
     if federated is not None and federated.sites is not None:
-        return {name: read_examples(path) for name, path in federated.sites.items()}
+        return {name: rows_of(path) for name, path in federated.sites.items()}
     if recipe.train is None:
         raise ConfigError("train is missing: name a file of examples, as in train: train.jsonl")
-    train = read_examples(recipe.train)
+    train = rows_of(recipe.train)
     if federated is None or federated.shards is None:
         return {"train": train}
     shares = {f"site-{n}": 1 / federated.shards for n in range(federated.shards)}
     return split(train, shares, seed=federated.seed)
+
+
+def rows_of(path: Path) -> list[Example]:
+    """The examples of a file. Raises `DataError`, which names the file that was meant where it is not there."""
+    if not path.is_file() and (close := difflib.get_close_matches(path.name, _names(path.parent), n=1)):
+        raise DataError(f"{path}: no such file; did you mean {str(path.parent / close[0])!r}?")
+    return read_examples(path)
+
+
+def open_base(path: Path) -> RAGSystem:
+    """The system to tune. Raises `StoreError`, which names the folder that was meant where it is not there."""
+    if not path.exists() and (close := difflib.get_close_matches(path.name, _names(path.parent), n=1)):
+        raise StoreError(f"{path}: no such folder; did you mean {str(path.parent / close[0])!r}?")
+    return open_system(path)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
 def run_folder_of(recipe: Recipe) -> Path:
@@ -95,9 +114,12 @@ def rehearse(rag: RAGSystem, recipe: Recipe, train: Sequence[Example]) -> list[O
     return made
 
 
-def twin(rag: RAGSystem) -> RAGSystem:
-    """The system with a retriever of its own: objectives may give its encoder a second tower, before their stage."""
-    stores = {id(rag.dense.store): rag.dense.store}  # which stay as they are
+def twin(rag: RAGSystem, store: KnowledgeStore | None = None) -> RAGSystem:
+    """The system with a retriever of its own: objectives may give its encoder a second tower, before their stage.
+
+    The store is the same, or the one given.
+    """
+    stores = {id(rag.dense.store): rag.dense.store if store is None else store}
     return RAGSystem(
         retriever=copy.deepcopy(rag.retriever, stores),
         generator=rag.generator,

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from transformers import PrinterCallback, ProgressCallback
 
-from fedrag.cli.building import examples_of, rehearse, stage_folder_of, trainer
-from fedrag.cli.opening import open_system
+from fedrag.cli.building import examples_of, open_base, rehearse, rows_of, stage_folder_of, trainer
 from fedrag.cli.recipe import Federation, Recipe
 from fedrag.cli.runs import Run
 from fedrag.cli.watching import Watch
-from fedrag.data import read_examples
 from fedrag.evaluation import Report, evaluate, evaluate_retriever
 from fedrag.rag import RAGSystem
 from fedrag.training.trainer import RAGTrainer
@@ -41,11 +39,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, Any]:
     """
     sites = examples_of(recipe)
     train = [example for rows in sites.values() for example in rows]
-    dev = read_examples(recipe.eval) if recipe.eval else []
+    dev = rows_of(recipe.eval) if recipe.eval else []
     run = Run(recipe, resume=resume)
     done = run.done()
     last = len(recipe.stages)
-    rag = open_system(recipe.save_to if done == last else run.system(done) if done else recipe.system)
+    rag = open_base(recipe.save_to if done == last else run.system(done) if done else recipe.system)
     if done < last:
         rehearse(rag, recipe, train)
     if dev and done == 0:

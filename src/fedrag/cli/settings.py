@@ -143,15 +143,15 @@ def meant(word: str, known: list[str]) -> str:
 
 
 def described(made: type) -> dict[str, str]:
-    """What the docstring of a class says of each argument, in its section `Args` or `Attributes`."""
-    text = inspect.getdoc(made) or ""
-    _, _, section = text.partition("Args:\n")
-    found: dict[str, str] = {}
+    """What the docstring of a class, or of one above it, says of each argument in its section `Args`."""
+    found: dict[str, str] = described(made.__mro__[1]) if made.__module__.startswith("fedrag.") else {}
+    _, _, section = inspect.cleandoc(made.__doc__ or "").partition("Args:\n")
+    last = ""
     for line in section.split("\n\n")[0].splitlines():
         if start := re.match(r"    (\w+): (.*)", line):
-            found[start[1]] = start[2].strip()
-        elif found and line.startswith("     "):
-            last = next(reversed(found))
+            last = start[1]
+            found[last] = start[2].strip()
+        elif last and line.startswith("     "):
             found[last] += " " + line.strip()
     return found
 
