@@ -25,7 +25,7 @@ def card(
     ] = None,
     method: Annotated[str, typer.Option(help="How it was tuned, in your words.")] = "",
 ) -> None:
-    """Print a system's card; with a report, put the evaluation into it first.
+    """Print a system's card, or put an evaluation into it.
 
     Reports are what `fedrag evaluate --save` writes.
     """

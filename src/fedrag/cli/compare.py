@@ -22,9 +22,10 @@ def compare(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
 ) -> None:
-    """Compare reports question by question: differences, 95 % intervals, p-values.
+    """Compare reports, question by question.
 
-    Reports are what `fedrag evaluate --save` writes. Of several, p (Holm) is adjusted for every metric of all.
+    Differences, 95 % intervals, p-values. Reports are what `fedrag evaluate --save` writes. Of several,
+    p (Holm) is adjusted for every metric of all.
     """
     if json_ and markdown:
         raise ConfigError("--json and --markdown are two forms: leave one of them out")

@@ -52,7 +52,10 @@ def doctor(
     hub: Annotated[bool, typer.Option("--hub", help="Ask whether the model hub can be reached.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look at versions, hardware, extras, and a saved system; exit with 1 for a problem."""
+    """Look at versions, hardware, extras and a saved system.
+
+    The exit code is 1 where there is a problem.
+    """
     found: list[Finding] = []
     for finding in _findings(system, hub):
         found.append(finding)

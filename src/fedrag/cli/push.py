@@ -16,9 +16,10 @@ def push(
     include_store: Annotated[bool, typer.Option("--include-store", help="The documents too.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Push a system to a model hub: in one commit, private, and without its documents unless asked for.
+    """Push a system to a model hub, without its documents by default.
 
-    The token is the one of `hf auth login`, or that in HF_TOKEN.
+    It is one commit, into a private repository unless --public. The token is the one of
+    `hf auth login`, or that in HF_TOKEN.
     """
     from fedrag.bundles import hub
 
