@@ -10,6 +10,7 @@ from fedrag import (
     LSR,
     RALT,
     Contrastive,
+    CrossEncoderReranker,
     DenseRetriever,
     Distillation,
     HardNegatives,
@@ -19,12 +20,22 @@ from fedrag import (
     RAGSystem,
     RAGToken,
     RAGTrainer,
+    Ranking,
+    Reranked,
     SentenceEncoder,
     SentenceLoss,
 )
 from judges import tiny_cross_encoder
 from systems import DOCUMENTS, EXAMPLES, arguments, tiny_system
 from tiny import tiny_sentence_transformer
+
+
+def reranking(rag, bias=True):
+    """The system with a reranker; without the bias that a loss on a whole list cannot tell, shifting all alike."""
+    rag.retriever = Reranked(rag.retriever, CrossEncoderReranker(tiny_cross_encoder(dropout=0.1)), depth=8)
+    rag.reranker.model[0].model.classifier.bias.requires_grad_(bias)
+    return rag
+
 
 MAKERS = {
     "contrastive": lambda rag: Contrastive(rag),
@@ -47,6 +58,13 @@ MAKERS = {
     "emdr2-both-token": lambda rag: EMDR2(rag, k=4, train="both", form="token"),
     "joint": lambda rag: Joint(LSR(rag, k=4), RALT(rag)),
     "joint-turns": lambda rag: Joint(LSR(rag, k=4), RALT(rag), turns=2),
+    "ranking-pointwise": lambda rag: Ranking(reranking(rag), loss="pointwise"),
+    "ranking-listwise": lambda rag: Ranking(reranking(rag, bias=False), loss="listwise"),
+    "lsr-reranker": lambda rag: LSR(reranking(rag, bias=False), k=4, train="reranker"),
+    "distillation-reranker": lambda rag: Distillation(
+        reranking(rag, bias=False), tiny_cross_encoder(seed=3, dropout=0.1), k=4, train="reranker"
+    ),
+    "lsr-below-a-reranker": lambda rag: LSR(reranking(rag), k=4),
     "sentence-loss": lambda rag: SentenceLoss(rag, MultipleNegativesRankingLoss),
 }
 
