@@ -158,6 +158,18 @@ def test_a_report_alone_has_a_page(run: dict[str, Any], tmp_path: Path) -> None:
     assert len(reader.tables) == 2
 
 
+def test_a_metric_that_stayed_does_not_decide(tmp_path: Path) -> None:
+    example = Example("q", ["a"], positives=["d1"])
+    values = {"exact_match": 0.0, "recall@1": 0.0, "recall@5": 1.0}
+    before = summarize([Record(example, {**values, "recall@5": 0.0}, hits=("d2",))])
+    after = summarize([Record(example, values, hits=("d2", "d1"))])
+    assert write_page(tmp_path / "a.html", before=before, after=after).became_right == 1
+    assert write_page(tmp_path / "b.html", before=before, after=after, metric="exact_match").became_right == 0
+    assert "Right is exact_match of" in "".join(
+        read(write_page(tmp_path / "c.html", before=after, after=after).path).text
+    )
+
+
 def test_long_texts_and_many_questions_stay_small(tmp_path: Path) -> None:
     golds = [f"d{n}" for n in range(300)]
     example = [Example(f"{n} " + "<" * 5000, ["&" * 3000] * 50, positives=golds) for n in range(200)]
@@ -210,8 +222,12 @@ def test_logs_are_read(tmp_path: Path) -> None:
             read_log(tmp_path / "bad.jsonl")
 
 
+ORDERED = [{"step": step, "a": 1, "eval_b": 1, "eval_f1": 1, "eval_loss": 1, "loss": 1} for step in (1, 2)]
+
+
 def test_a_long_log_is_thinned_and_keeps_its_ends() -> None:
     (chart,) = learning({"step": step, "loss": 1.0 / (1 + step)} for step in range(5000))
+    assert [one.title for one in learning(ORDERED, "eval_f1")] == ["loss", "eval_loss", "eval_f1", "eval_b", "a"]
     (line,) = chart.series
     assert len(line.points) <= 202
     assert (line.points[0][0], line.points[-1][0]) == (0, 4999)

@@ -37,7 +37,9 @@ def report(
     system: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Saved system that has the passages' texts.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="What makes a question right; exact_match where it is.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What makes a question right: exact_match, unless it stayed.")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Metadata key of the questions: a table by its values.")] = None,
     shown: Annotated[int, typer.Option(min=0, help="Questions that flipped to hold, of each kind.")] = 100,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Evaluation report",

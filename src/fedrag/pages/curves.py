@@ -86,8 +86,10 @@ def read_log(path: Path) -> list[Mapping[str, Any]]:
     return [{**stage, **row} for _, row in rows]
 
 
-def learning(rows: Iterable[Mapping[str, Any]]) -> list[LineChart]:
-    """One chart for each number that was logged at two steps or more, one line for each stage; losses come first.
+def learning(rows: Iterable[Mapping[str, Any]], metric: str = "") -> list[LineChart]:
+    """One chart for each number that was logged at two steps or more, one line for each stage.
+
+    The losses come first, then the metric named, then all that was measured.
 
     A row without a stage belongs to the one before it, unless its step goes back: then a new stage has begun.
     """
@@ -108,7 +110,8 @@ def learning(rows: Iterable[Mapping[str, Any]]) -> list[LineChart]:
                 found.setdefault(name, {}).setdefault(stage, {})[row["step"]] = float(value)
             else:
                 dropped[name] = dropped.get(name, 0) + 1
-    order = sorted(found, key=lambda name: (name != "loss", name != "eval_loss", not name.startswith("eval_")))
+    first = ("loss", "eval_loss", metric)
+    order = sorted(found, key=lambda name: (*(name != one for one in first), not name.startswith("eval_")))
     return [
         line_chart(
             name,

@@ -38,7 +38,7 @@ from fedrag.pages.figures import compared, means, styles, subgroups
 from fedrag.pages.flips import Passages, flips
 
 _HERE = Path(__file__).parent
-_FIRST = 3  # charts of a log that stand open; the others are behind a line
+_FIRST = 4  # charts of a log that stand open; the others are behind a line
 _CHARTS = 40  # of a log: a callback may have logged a number per layer
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Characters that no HTML file may hold; a model's output and a damaged document may."""
@@ -81,7 +81,7 @@ def write_page(
         history: of a federated run.
         store: where the texts of passages are; without it their ids are shown.
         metric: decides which questions are right (0.5 or more); by default the first of `exact_match`, `f1` and the
-            deepest recall that the reports have.
+            deepest recall that changed for any question.
         by: a metadata key of the examples: the metric for each of its values. By default the reports' cluster.
         shown: questions that became right, and as many that became wrong, that the page holds at most.
         title: of the page.
@@ -101,7 +101,7 @@ def write_page(
     )  # which finds out whether the questions are the same
     found = () if before is None else flips(before.records, after.records, chosen, shown=shown, store=store)
     groups, group_count = subgroups(after, before, chosen, by)
-    logged = curves.learning(log)
+    logged = curves.learning(log, f"eval_{chosen}")
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     content = {
         "title": title,
@@ -155,7 +155,14 @@ def _metric(metric: str | None, after: Report, before: Report | None) -> str:
         raise InputError("the reports have no metric in common; evaluate both on the same examples")
     recalls = [name for name in names if name.startswith("recall@")]
     wanted = ["exact_match", "f1", *recalls[::-1], *names]
-    return metric or next(name for name in wanted if name in names)
+    known = [name for name in wanted if name in names]
+    return metric or next((name for name in known if before and _changed(name, before, after)), known[0])
+
+
+def _changed(metric: str, before: Report, after: Report) -> bool:
+    """Whether any question's value did; reports on other questions are refused later, with the reason."""
+    pairs = zip(before.records, after.records, strict=False)
+    return any(old.values.get(metric) != new.values.get(metric) for old, new in pairs)
 
 
 def _template() -> jinja2.Template:
