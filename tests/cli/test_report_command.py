@@ -33,6 +33,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         report(right).save(f"rag.run/{name}.json")
     rows = [{"time": 1.5, "stage": 1, "objective": "lsr", "step": step, "loss": 1 / step} for step in (1, 2, 3)]
     Path("rag.run/log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {"objective": "lsr", "settings": {"k": 4}, "training": {"max_steps": 3, "hub_token": "hf_secret"}}
+    Path("rag.run/run.json").write_text(json.dumps({"recipe": {"stages": [stage]}}))
     sites = {name: SiteRound(2, {"loss": 0.5}) for name in ("north", "harbour")}
     rounds = [Round(number, sites, {}, (), {"loss": 0.5}, 10, 10, 0.1) for number in range(2)]
     Path("history.json").write_text(json.dumps(History(rounds).to_json()))
@@ -59,7 +61,11 @@ def test_a_run_and_its_system_become_a_page(place: Path) -> None:
     assert DOCUMENTS[1].text in html
     assert ">loss</figcaption>" in html
     assert ">time</figcaption>" not in html
+    assert "lsr, k 4, max_steps 3" in html
+    assert "hf_secret" not in html
     assert str(place) not in html
+    Path("rag.run/run.json").write_text('{"recipe": {"stages": [1]}}')
+    assert isinstance(fedrag("page.html", "--run", "rag.run").exception, DataError)
 
 
 def test_every_option(place: Path) -> None:

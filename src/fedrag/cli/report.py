@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedrag.errors import ConfigError, InputError
+from fedrag.errors import ConfigError, DataError, InputError
 
 if TYPE_CHECKING:
     from fedrag.stores.memory import MemoryStore
@@ -63,6 +63,7 @@ def report(
         where = f"{run} holds no after.json: the run has not ended, or its recipe has no eval" if run else "got none"
         raise ConfigError(f"a page wants a report: {where}; name one by --after")
     about = {"after": after.name, **({"before": before.name} if before else {})}
+    about |= _stages(run / "run.json") if run else {}
     others: dict[str, Report] = {}
     for named in more or []:
         name, equals, file = named.partition("=")
@@ -93,6 +94,26 @@ def report(
         return
     flipped = f"; {written.became_right} became right, {written.became_wrong} wrong" if before else ""
     typer.echo(f"{written.path}: {written.bytes / 1000:,.0f} kB{flipped}")
+
+
+def _stages(file: Path) -> dict[str, str]:
+    """What a run's stages did: their objectives and numbers. Names of files and keys stay where they are."""
+    try:
+        stages: Any = json.loads(file.read_text(encoding="utf-8"))["recipe"]["stages"] if file.is_file() else []
+        return {
+            f"stage {place}": ", ".join(
+                [stage["objective"]]
+                + [
+                    f"{name} {value}"
+                    for part in ("settings", "training")
+                    for name, value in stage[part].items()
+                    if isinstance(value, int | float)
+                ]
+            )
+            for place, stage in enumerate(stages, start=1)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is not what fedrag train writes ({type(error).__name__}); train again") from None
 
 
 def _store(system: Path) -> MemoryStore:
