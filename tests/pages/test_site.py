@@ -95,6 +95,7 @@ def test_links_to_source_files_and_flowcharts_are_not_left_dangling(site: Path) 
     assert "src/fedrag/objectives" not in re.sub(r"<code>.*?</code>", "", methods)
     assert "flowchart TD" not in methods
     assert methods.count("<dt id=") == methods.count('<dt id="decide-') == 4
+    assert re.search(r"Are passages labelled for your questions\?</dt>\s*<dd>yes: <b>Contrastive</b>", methods)
     assert "<!-- skip" not in (site / "index.html").read_text()
 
 
