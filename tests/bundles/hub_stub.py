@@ -24,6 +24,7 @@ class Hub:
         self.objects = {}  # LFS: oid -> bytes
         self.requests = []  # (method, path, authorization, body)
         self.fault = None  # (method, part of the path, status, times): answer so instead; status 0 breaks off
+        self.between = lambda: None  # called when files begin to come
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -105,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
     def repository(self, name, words, body):
         repo = self.hub.repos[name]
         if words[:1] == ["preupload"]:
+            self.hub.between()
             asked = json.loads(body)["files"]
             mode = {f["path"]: "lfs" if f["path"].endswith(".safetensors") else "regular" for f in asked}
             files = [{"path": p, "uploadMode": m, "shouldIgnore": False, "oid": None} for p, m in mode.items()]

@@ -145,6 +145,21 @@ except FedRAGError as error:
     assert hub.files("me/rag") is before
 
 
+def test_a_commit_in_between_is_not_overwritten(hub, saved, tmp_path):
+    hub.create("me/rag", True)
+    hub.between = lambda: hub.commit("me/rag", {"theirs.txt": b"a colleague's"})
+    code = f"""
+from fedrag.errors import FedRAGError
+try:
+    push(Path({str(saved)!r}), "me/rag")
+except FedRAGError as error:
+    print(type(error).__name__, error)
+"""
+    done = hubbed(hub, code, tmp_path, retries=False)
+    assert "at the same time" in done.stdout, done.stderr
+    assert list(hub.files("me/rag")) == ["theirs.txt"]
+
+
 def test_a_pull_that_breaks_off_leaves_nothing_that_loads_and_goes_on_later(hub, saved, tmp_path):
     code = """
 from fedrag.errors import FedRAGError
