@@ -175,6 +175,7 @@ def test_what_is_done_when_a_bad_file_comes_is_kept(docs, encoder, monkeypatch):
     for n in range(40):
         (docs / f"g{n:02}.txt").write_text(f"text {n}")
     (docs / "z.pdf").write_text("damaged")
+    settle(docs)
     with pytest.raises(DataError, match=r"z\.pdf"):
         Indexing(rag, Path("rag"), None, 0).go(docs)
     assert 16 <= len(stored()) < 45

@@ -107,8 +107,7 @@ class Indexing:
             except (DataError, MissingExtraError) as error:
                 raise type(error)(f"{error}; or leave such files out with --skip-unreadable") from None
             if len(files.unreadable) > refused:
-                manifest.distrust(file)  # what it gave before stays
-                continue
+                continue  # what it gave before stays
             digest, count = "" if text is None else text.digest, 0
             if text is not None and not (files.repeats(file, digest) if known is None else again):
                 count = self._put(passages(file, text, cut), manifest, bar)

@@ -105,11 +105,6 @@ class Manifest:
         """Remember what a file gave."""
         self.entries[file.source] = Entry(state.size, state.changed, passages, digest)
 
-    def distrust(self, file: File) -> None:
-        """Let a file be read again, whatever it looks like."""
-        if file.source in self.entries:
-            self.entries[file.source] = replace(self.entries[file.source], changed=0)
-
     def absent(self, files: Sequence[File]) -> list[str]:
         """The sources that the folder gave once and has no more; a table, which a folder does not give, is none."""
         gone = self.entries.keys() - {file.source for file in files}
