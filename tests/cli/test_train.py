@@ -163,6 +163,25 @@ def test_the_last_line_says_where_things_are(here):
     assert ran.stdout.splitlines()[-1] == "saved in told; log and reports in told.run"
 
 
+def test_a_folder_that_is_no_runs_stays_as_it_is(here):
+    (here / "own.run").mkdir()
+    (here / "own.run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"own\.run is no folder of a run"):
+        run_recipe(Recipe(**recipe("own")))
+    assert (here / "own.run" / "notes.txt").read_text() == "mine"
+
+
+def test_several_processes_are_refused_and_a_finished_run_begins_anew(here, monkeypatch):
+    few = [{"objective": "lsr", "settings": {"k": 3}, "training": {**TRAINING, "max_steps": 1}}]
+    made = Recipe(**recipe("again", stages=few))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun started several"):
+        run_recipe(made)
+    assert not (here / "again.run").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    assert run_recipe(made)["stages"][0]["train_loss"] == run_recipe(made)["stages"][0]["train_loss"]
+
+
 FEDERATED = {"shards": 2, "rounds": 2, "seed": 3}
 
 
@@ -204,4 +223,6 @@ def test_a_federated_run_goes_on_from_its_last_round(here):
         count = 10
         run_recipe(made, resume=True)
     assert count == 12  # the two sites of the second round alone
+    logs = [json.loads(line) for line in (here / "stopped.run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logs] == [1, 2]
     assert same("whole", "stopped")

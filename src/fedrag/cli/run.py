@@ -5,6 +5,7 @@ What is done is kept in the run's folder (see `fedrag.cli.runs`), so that an int
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from fedrag.cli.building import examples_of, open_base, rehearse, rows_of, stage
 from fedrag.cli.recipe import Federation, Recipe
 from fedrag.cli.runs import Run
 from fedrag.cli.watching import Watch
+from fedrag.errors import ConfigError
 from fedrag.evaluation import Report, evaluate, evaluate_retriever
 from fedrag.rag import RAGSystem
 from fedrag.training.trainer import RAGTrainer
@@ -34,9 +36,14 @@ def run_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, Any]:
         resume: go on with an interrupted run of the same recipe; one that ended is told again.
 
     Raises:
-        ConfigError: before anything is trained, where a stage cannot work.
+        ConfigError: before anything is trained, where a stage cannot work; and under torchrun.
         KeyboardInterrupt: after a Ctrl-C; what is done is kept.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "fedrag train is one process, and torchrun started several: for several GPUs call RAGTrainer in a script "
+            "of your own, started by torchrun"
+        )
     sites = examples_of(recipe)
     train = [example for rows in sites.values() for example in rows]
     dev = rows_of(recipe.eval) if recipe.eval else []
@@ -89,7 +96,6 @@ def _federated(
     from fedrag.federated import FederatedTask, Site
 
     made: dict[str, RAGTrainer] = {}
-    run.forget_after(number, 0)
 
     def build(site: Site) -> RAGTrainer:
         built = made[site.name] = trainer(rag, run.recipe, number, sites[site.name], dev, disable_tqdm=True)

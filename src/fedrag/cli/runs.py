@@ -36,7 +36,8 @@ class Run:
         resume: go on with what is there; else begin anew, unless something is there that would be lost.
 
     Raises:
-        ConfigError: for an unfinished run without `resume`, and for one of another recipe or other data with it.
+        ConfigError: for an unfinished run without `resume`, for one of another recipe or other data with it, and for
+            a folder that holds something else.
     """
 
     def __init__(self, recipe: Recipe, *, resume: bool) -> None:
@@ -44,6 +45,8 @@ class Run:
         self.folder = run_folder_of(recipe)
         now = _told(recipe)
         before = self._read()
+        if before is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ConfigError(f"{self.folder} is no folder of a run: move it away, or give another save_to")
         if before is None or (before["finished"] and not resume):
             resume = False
         elif resume:
