@@ -28,16 +28,15 @@ def index(
     generator: Annotated[str | None, typer.Option(help="Name, folder, none; new: Qwen/Qwen3-0.6B.")] = None,
     lora: Annotated[int | None, typer.Option(help="Rank of adapters, 0: none; new: 16.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Documents in a prompt; new: 5.")] = None,
-    chunk_tokens: Annotated[int, typer.Option(help="Tokens in a passage (0: uncut).")] = 200,
+    chunk_tokens: Annotated[int, typer.Option(help="Passage tokens; 0: no cut.")] = 200,
     overlap: Annotated[int, typer.Option(help="Tokens that passages share.")] = 20,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out, and name, bad files.")] = False,
     repeated: Annotated[bool, typer.Option("--repeated", help="Keep files that say the same.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with what changes, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
 ) -> None:
-    """Build a system from txt, md, html, pdf, docx files or a table (jsonl, csv, parquet), or add to one.
-
-    Only what changed is read and embedded. Interrupted, it goes on where it stopped.
+    """Build a system from txt, md, html, pdf, docx or a table, or add to one. Only
+    what changed is read and embedded. Interrupted, it goes on where it stopped.
     """
     from fedrag.cli.indexing import Indexing
     from fedrag.data import stream_documents

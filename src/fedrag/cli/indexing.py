@@ -74,7 +74,7 @@ class Indexing:
         self.counts = Counts()
         folder = path if path.is_dir() else path.parent
         manifest = Manifest.read(self.system, self._version, f"{self.chunk_tokens} {self.overlap}", folder)
-        with track(desc="index", unit=" passages") as bar:
+        with track(desc="index", unit="passage") as bar:
             try:
                 if path.is_dir() or (path.is_file() and path.suffix.lower() in KINDS):
                     self._files(Files(path, on_error, self.repeated), manifest, bar)
