@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder
 
 from fedrag import Document, LexicalRetriever, RAGSystem
@@ -14,6 +16,7 @@ from fedrag.retrievers.reranked import Reranked, Reranker
 from judges import tiny_cross_encoder
 from systems import DOCUMENTS, EXAMPLES, tiny_system
 
+SHARED = CrossEncoderReranker(tiny_cross_encoder())
 QUESTIONS = [example.question for example in EXAMPLES[:5]]
 
 
@@ -88,6 +91,21 @@ def test_retrieving_is_without_dropout_and_leaves_the_mode_as_it_was(reranker):
 def test_long_pairs_are_cut(reranker):
     long = Document("the key of clerk 3 is nine . " * 100)
     assert torch.isfinite(reranker.scores(["which key ?"], [[long]])).all()
+
+
+TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=3))
+def test_any_text_has_a_score(asked):
+    queries, texts = zip(*asked, strict=True)
+    # the tiny tokenizer adds no token of its own, as those of real models do
+    scores = SHARED.scores(
+        [f"a {query}" for query in queries],
+        [[Document(text, id=str(n)) for n, text in enumerate(row)] for row in texts],
+    )
+    assert torch.isfinite(scores).sum() == sum(map(len, texts))
 
 
 def test_wrong_input_is_named(reranker):

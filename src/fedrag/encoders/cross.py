@@ -69,7 +69,7 @@ class CrossEncoderReranker(nn.Module):
             )
         if not queries:
             return torch.empty(0, 0)
-        pairs = [(query, document.text) for query, row in zip(queries, documents, strict=True) for document in row]
+        pairs = [(_plain(q), _plain(d.text)) for q, row in zip(queries, documents, strict=True) for d in row]
         # long with long and short with short, so that little is padding
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         starts = range(0, len(order), self.batch_size)
@@ -97,3 +97,8 @@ class CrossEncoderReranker(nn.Module):
         features = self.model.preprocess(pairs, prompt=self.model.prompts.get(name) if name else None)
         moved = {key: v.to(self.model.device) if isinstance(v, Tensor) else v for key, v in features.items()}
         return self.model(moved)["scores"].reshape(len(pairs)).float()
+
+
+def _plain(text: str) -> str:
+    """The text with "?" for halves of surrogate pairs, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
