@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 K = 10
-WORDS, TOPICS, OF_A_TOPIC = 20_000, 4_000, 30
+WORDS, TOPICS, OF_A_TOPIC = 8_000, 4_000, 30
 ASKED = 100  # questions whose recall is told, and as many others by which it is found
 TURNS = 30
 
@@ -102,7 +102,14 @@ class Run:
         self.system: Path = args.folder / name
         corpus, encoder = str(args.folder / "documents.jsonl"), str(args.folder / "encoder")
         if args.by == "command":
-            command = [sys.executable, "-m", "fedrag", "index", corpus, str(self.system), "--chunk-tokens", "0"]
+            command = [
+                str(Path(sys.executable).with_name("fedrag")),
+                "index",
+                corpus,
+                str(self.system),
+                "--chunk-tokens",
+                "0",
+            ]
             if not saved(self.system):
                 command += ["--encoder", encoder, "--generator", "none"]
         else:

@@ -107,6 +107,17 @@ def test_what_comes_goes_and_changes_is_found(store: MemoryStore) -> None:
         assert ids_and_scores(hits) == expected
 
 
+def test_a_graph_goes_on_over_the_files_of_a_saved_store(store: MemoryStore, tmp_path) -> None:
+    store.accelerate()
+    before = store.search(QUERIES, 10)
+    store.save(tmp_path / "s")
+    assert store.search(QUERIES, 10) == before
+    store.add([Document("new", f"new{n}") for n in range(5)], 3 * QUERIES[:5])
+    store.save(tmp_path / "s")
+    assert store.acceleration is not None
+    assert [hits[0].document.id for hits in store.search(QUERIES[:5], 10)] == [f"new{n}" for n in range(5)]
+
+
 def test_ten_hits_come_though_all_that_is_near_went(store: MemoryStore) -> None:
     store.accelerate()
     near = [hit.document.id for hit in store.search(QUERIES[:1], 60)[0]]

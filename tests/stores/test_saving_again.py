@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,3 +197,27 @@ def test_any_history_saves_what_is_there(
     assert [document.id for document in opened.documents()] == list(truth)
     if truth:
         assert torch.equal(opened.vectors(list(truth)), torch.stack(list(truth.values())))
+
+
+def test_what_is_saved_at_home_leaves_memory(tmp_path: Path) -> None:
+    """In a process of its own: 200 MB, resident until they are saved."""
+    code = """
+import sys, torch
+from pathlib import Path
+from fedrag.stores.memory import MemoryStore
+from fedrag.types import Document
+resident = lambda: int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+store, found = MemoryStore(), []
+for start in range(0, 51_000, 1000):
+    if start in (1000, 50_000):
+        found.append(resident())
+    store.add([Document("text", str(id)) for id in range(start, start + 1000)], torch.full((1000, 1000), start + 0.0))
+store.save(sys.argv[1])
+found.append(resident())
+print((found[1] - found[0]) / 196e6, (found[2] - found[0]) / 196e6, *store.vectors(["1", "50999"])[:, 0].tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=True)
+    before, after, *values = [float(value) for value in run.stdout.split()]
+    assert before > 0.9
+    assert after < 0.5
+    assert values == [0.0, 50_000.0]

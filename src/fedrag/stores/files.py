@@ -20,6 +20,7 @@ import json
 import os
 import re
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,11 @@ class Content:
     saved: Saved | None = None
 
 
-def save(folder: Path, content: Content) -> Saved | None:
-    """Publish a version with the living rows of a store; return where they lie, if row by row as in the store."""
+def save(folder: Path, content: Content, home: Path | None) -> Content:
+    """Publish a version with the living rows of a store; return what the store goes on with.
+
+    At home, where it was first saved or opened, that is the files, mapped: its memory is free for what comes.
+    """
     written: list[Saved] = []
 
     def put(version: Path) -> None:
@@ -61,7 +65,12 @@ def save(folder: Path, content: Content) -> Saved | None:
         written.append(Saved.of(version))
 
     publish(folder, put)
-    return written[0] if content.living is None else None
+    if content.living is not None:
+        return replace(content, saved=None)
+    if home is None or _place(home) == _place(folder):
+        with suppress(StoreError, FileNotFoundError):  # another process saved meanwhile and cleared this version
+            return read(written[0].version)
+    return replace(content, saved=written[0])
 
 
 def write(version: Path, content: Content) -> None:

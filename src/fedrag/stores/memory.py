@@ -2,7 +2,7 @@
 
 Exact search needs no parameters, returns the same hits on every machine and, up to some hundred thousand documents,
 answers in the time that it takes to read the matrix once; `accelerate` is for more. Documents lie beside it as Arrow
-columns (`stores.table`), and every change is whole, to other threads, after an interrupt and after a crash.
+columns (`stores.table`); every change is whole, to other threads, after an interrupt and after a crash.
 
 >>> import torch
 >>> store = MemoryStore()
@@ -78,13 +78,13 @@ class MemoryStore:
     def save(self, path: str | Path) -> None:
         """Write everything into a folder, in one step: after a crash the old content is there or the new.
 
-        Where documents were only added since the last save into this folder, only these are written.
+        Where documents were only added, only these are written; in its first folder the store then maps its files.
         """
         folder = Path(path)
         with self._lock:
-            alive = self._living()
-            content = files.Content(self._table, self._matrix, self._dtype, self._fingerprint, alive, self._saved)
-            self._saved = files.save(folder, content)
+            held = files.Content(self._table, self._matrix, self._dtype, self._fingerprint, self._living(), self._saved)
+            held = files.save(folder, held, self._folder)
+            self._table, self._matrix, self._saved = held.table, held.matrix, held.saved
             if self._rebuild is None:
                 # also where the store came from: its new vectors are safe here, and that folder keeps its old ones
                 for place in {folder, self._folder or folder}:
@@ -128,7 +128,7 @@ class MemoryStore:
             k = min(k, len(self) if keep is None else int(keep.sum()))
             if not k or not len(queries) or self._matrix is None:
                 return [[] for _ in queries]
-            searched = self._matrix if self._graph is None or test is not None else self._graph
+            searched = self._matrix if self._graph is None or test is not None else self._graph.over(self._matrix)
             found = searched.nearest(queries, k, rows=self._table.rows, keep=keep)
             return [self._table.hits(candidates, k) for candidates in found]
 
@@ -139,8 +139,8 @@ class MemoryStore:
 
         Recall@10 is that of `queries` `[n, d]`, vectors of real questions, or without these of 200 of the documents.
         A search then may miss hits, at the rate told; their scores are true, and there are k whenever k documents
-        are there. With a filter, and among what was added since, search is exact; once vectors are changed, a
-        quarter is removed or the store is opened again, all of it is, until this is called again.
+        are there. With a filter, and among what was added since, search is exact; once vectors are changed, a quarter
+        is removed or the store is opened again, all of it is, until this is called again. Other calls wait for it.
         Raises `StoreError` where the recall stays below `floor`: search then stays exact.
         """
         from fedrag.stores.accelerated import built
