@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,25 @@ def test_what_is_done_when_a_bad_file_comes_is_kept(docs, encoder, monkeypatch):
     done = run("--chunk-tokens", "0")
     assert done["passages"] == 45
     assert done["embedded"] < 45
+
+
+def test_slow_saving_is_done_rarely(docs, encoder, monkeypatch):
+    whole, times = RAGSystem.save, []
+
+    def slowly(self, path):
+        time.sleep(0.5)
+        times.append(len(self.dense.store))
+        whole(self, path)
+
+    monkeypatch.setattr(RAGSystem, "save", slowly)
+    monkeypatch.setattr("fedrag.cli.indexing._SAVE_EVERY", 0.0)
+    for n in range(300):
+        (docs / f"g{n:03}.txt").write_text(f"text {n}")
+    rag = RAGSystem(retriever=DenseRetriever(SentenceEncoder(encoder), MemoryStore(), batch_size=1))
+    Indexing(rag, Path("rag"), None, 0, _pause=0.0).go(docs)
+    assert times[0] == 16
+    assert times[-1] == 305
+    assert len(times) <= 4  # and not 20: the first took half a second, so the next comes after five
 
 
 def test_a_folder_of_the_same_name_takes_nothing_away(docs, encoder, tmp_path):
