@@ -129,6 +129,13 @@ def test_texts_are_texts(page: Path, run: dict[str, Any]) -> None:
     assert "style=" not in html  # the policy would refuse it
 
 
+def test_characters_that_no_page_may_hold_are_replaced(run: dict[str, Any], tmp_path: Path) -> None:
+    written = write_page(
+        tmp_path / "page.html", after=run["after"], title="half \ud800, nothing \x00", about={"\x1b": "\x7f"}
+    )
+    assert "".join(read(written.path).text).count("\ufffd") == 6  # the title comes twice
+
+
 def test_flips_are_counted_and_shown_with_both_sides(run: dict[str, Any], tmp_path: Path) -> None:
     pairs = [
         (old.values["exact_match"], new.values["exact_match"])
