@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from fedrag.bundles.card import measured, published
+from fedrag.bundles.page import measured, published
 from fedrag.durable import current
 from fedrag.errors import InputError
 from systems import DOCUMENTS, tiny_system

@@ -30,7 +30,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from fedrag import durable
-from fedrag.bundles.card import published
+from fedrag.bundles.page import published
 from fedrag.errors import FedRAGError, InputError
 
 _FILE, _CARD = "fedrag.json", "README.md"

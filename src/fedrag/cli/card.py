@@ -29,7 +29,7 @@ def card(
 
     Reports are what `fedrag evaluate --save` writes.
     """
-    from fedrag.bundles.card import measured
+    from fedrag.bundles.page import measured
     from fedrag.evaluation import Report
 
     path = durable.current(system) / "README.md"
