@@ -43,7 +43,10 @@ def quickstart(
     controls: Annotated[bool, typer.Option("--controls", help="Train control regimes too; twice the time.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds; the table shows their mean.")] = 1,
 ) -> None:
-    """Tune a retriever on real text and a whole RAG system on an invented world; show before and after."""
+    """Tune on data that comes along; show before and after.
+
+    A retriever on real text, a whole RAG system on an invented world, and a federation.
+    """
     from fedrag.quickstart.run import run
 
     run(out, quick=quick, seeds=seeds, encoder=encoder, controls=controls)

@@ -30,7 +30,9 @@ def ask(
     sources: Annotated[bool, typer.Option(help="List the documents that the answer was made from.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object for each question.")] = False,
 ) -> None:
-    """Ask a system a question; the answer appears as it is written.
+    """Ask a system a question, or many.
+
+    The answer appears as it is written.
 
     Without a question, it asks for them; what is piped in is taken line by line.
     """

@@ -17,7 +17,7 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object, every id in it.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
 ) -> None:
-    """Compare two systems: settings, fingerprints, weights, documents."""
+    """Compare two systems: settings, weights, documents."""
     found = open_system(before).diff(open_system(after))
     typer.echo(json.dumps(found.plain()) if json_ else str(found))
     if exit_code and found:

@@ -23,7 +23,7 @@ def evaluate(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object: means, no answers.")] = False,
 ) -> None:
-    """Measure a system: every number with n and a 95 % interval."""
+    """Measure a system, every number with its interval."""
     from fedrag.data import read_examples
     from fedrag.evaluation import Report
     from fedrag.evaluation import evaluate as measure

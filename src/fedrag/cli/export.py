@@ -27,7 +27,7 @@ def export(
     dtype: Annotated[DType, typer.Option(help="Precision of the generator's weights.")] = DType.bfloat16,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a system's models, merged, for vLLM, GGUF and others.
+    """Write a system's models, merged, for vLLM and others.
 
     Neither fedrag nor peft is needed to load them. The encoder and the reranker keep their precision.
     """

@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train one model at many sites: keys, server, sites, and the runs between them.",
+    help="Train one model at many sites, on real machines.",
 )
 
 Where = Annotated[str, typer.Argument(help="Name in Flower's configuration, or HOST:PORT.", show_default=False)]

@@ -35,8 +35,10 @@ def index(
     watch: Annotated[bool, typer.Option("--watch", help="Go on with what changes, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
 ) -> None:
-    """Build a system from txt, md, html, pdf, docx or a table, or add to one. Only
-    what changed is read and embedded. Interrupted, it goes on where it stopped.
+    """Build a system from documents, or add to one.
+
+    Takes txt, md, html, pdf, docx and tables. Only what changed is read and
+    embedded. Interrupted, it goes on where it stopped.
     """
     from fedrag.cli.indexing import Indexing
     from fedrag.data import stream_documents

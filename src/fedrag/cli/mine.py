@@ -27,7 +27,10 @@ def mine(
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Give examples hard negatives: passages that the retriever likes and that do not answer the question."""
+    """Give examples hard negatives.
+
+    Those are passages that the retriever likes and that do not answer the question.
+    """
     from fedrag.data import read_examples
     from fedrag.data.writing import write_examples
     from fedrag.objectives.mining import HardNegatives

@@ -16,7 +16,9 @@ def push(
     include_store: Annotated[bool, typer.Option("--include-store", help="The documents too.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Push a system to a model hub, without its documents by default.
+    """Push a system to a model hub.
+
+    Its documents stay here by default.
 
     It is one commit, into a private repository unless --public. The token is the one of
     `hf auth login`, or that in HF_TOKEN.

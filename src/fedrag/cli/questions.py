@@ -30,7 +30,9 @@ def questions(
     seed: Annotated[int, typer.Option(help="Of the order of the passages and of the split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write questions about a system's passages, keep those that lead back to theirs, and hold some out.
+    """Write questions about a system's passages, and check them.
+
+    Kept are those for which retrieval finds the passage again; some are held out.
 
     Interrupted, the same command goes on where it stopped.
     """

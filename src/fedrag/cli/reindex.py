@@ -20,7 +20,7 @@ def reindex(
     save_to: Annotated[Path | None, typer.Option(help="Folder to write; else the system's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
 ) -> None:
-    """Embed a system's documents again, where its encoder changed or with another one.
+    """Embed a system's documents again, with another encoder too.
 
     The old vectors serve until the last new one is there. Interrupted, it goes on where it stopped.
     """

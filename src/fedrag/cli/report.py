@@ -45,7 +45,7 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Evaluation report",
     json_: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
 ) -> None:
-    """Write the page of a run: metrics, learning curves, and the questions that flipped.
+    """Write a run's page: metrics, curves, and what flipped.
 
     Name the run that `fedrag train` left, or reports as `fedrag evaluate --save` writes them.
     The page is one file that asks for nothing from outside.

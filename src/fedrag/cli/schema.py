@@ -23,7 +23,10 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def print_schema() -> None:
-    """Print the JSON Schema of recipes: `fedrag schema > recipe.schema.json`."""
+    """Print the JSON Schema of recipes, for editors.
+
+    `fedrag schema > recipe.schema.json`
+    """
     typer.echo(json.dumps(schema(), indent=1))
 
 

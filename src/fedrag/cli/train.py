@@ -25,7 +25,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Print an example recipe and stop.")] = False,
 ) -> None:
-    """Tune a system as a recipe says, and save the tuned one beside it."""
+    """Tune a system as a recipe says."""
     from fedrag.cli import recipe as recipes
 
     if example:

@@ -24,7 +24,10 @@ def validate(
     time_steps: Annotated[bool, typer.Option("--time/--no-time", help="Time a few steps of each stage.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Check a recipe, its data and its system without training, and estimate time, memory and disk."""
+    """Check a recipe and what it needs, without training.
+
+    Estimates time, memory and disk.
+    """
     from fedrag.cli.recipe import read_recipe
     from fedrag.errors import FedRAGError
 
