@@ -45,10 +45,10 @@ browser:  ## a headless Chromium for the tests of pages: Debian's, where there i
 	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
 
 docs: .venv/.installed-dev  ## build the documentation into site/, every warning an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: .venv/.installed-dev  ## show the documentation while it is written
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 notebooks: .venv/.installed-dev  ## execute the notebooks of docs/notebooks
 	$(BIN)/python scripts/notebooks.py $(ARGS)
