@@ -12,8 +12,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedrag import DenseRetriever, Document, MemoryStore, RAGSystem, SentenceEncoder
+from fedrag import (
+    CrossEncoderReranker,
+    DenseRetriever,
+    Document,
+    HybridRetriever,
+    LexicalRetriever,
+    MemoryStore,
+    RAGSystem,
+    Reranked,
+    SentenceEncoder,
+)
 from fedrag.cli import app
+from judges import tiny_cross_encoder
 from tiny import tiny_sentence_transformer
 
 
@@ -50,6 +61,33 @@ def test_another_encoder_for_the_same_documents(place):
     again = CliRunner().invoke(app, ["reindex", "new"])
     assert again.stdout == "600 passages in new, all of them fresh\n"
     assert RAGSystem.load("rag").dense.store.fingerprint == before.dense.store.fingerprint
+
+
+def test_words_and_reranker_stay_with_another_encoder(place):
+    rag = RAGSystem.load("rag")
+    hybrid = HybridRetriever([rag.dense, LexicalRetriever(rag.dense.store)], depth=7)
+    whole = Reranked(hybrid, CrossEncoderReranker(tiny_cross_encoder()), depth=9)
+    RAGSystem(retriever=whole, top_k=3, temperature=0.3).save("whole")
+    result = CliRunner().invoke(app, ["reindex", "whole", "--encoder", "other"])
+    assert result.exit_code == 0, result.output
+    after = RAGSystem.load("whole")
+    assert (after.retriever.depth, after.retriever.retriever.depth, after.temperature) == (9, 7, 0.3)
+    assert after.reranker.fingerprint == whole.reranker.fingerprint
+    assert after.dense.encoder.fingerprint == SentenceEncoder("other").fingerprint == after.dense.store.fingerprint
+    assert len(after.retrieve("the clerk of room 7")) == 3
+
+
+def test_what_the_retriever_is_made_of_stays(place):
+    rag = RAGSystem.load("rag")
+    hybrid = HybridRetriever([rag.dense, LexicalRetriever(rag.dense.store)], depth=7)
+    RAGSystem(retriever=hybrid, top_k=3, temperature=0.3).save("hybrid")
+    result = CliRunner().invoke(app, ["reindex", "hybrid", "--encoder", "other"])
+    assert result.exit_code == 0, result.output
+    after = RAGSystem.load("hybrid")
+    assert isinstance(after.retriever, HybridRetriever)
+    assert (after.retriever.depth, after.temperature) == (7, 0.3)
+    assert after.dense.encoder.fingerprint == SentenceEncoder("other").fingerprint
+    assert after.retrieve("the clerk of room 7")
 
 
 SLOW = """

@@ -44,19 +44,22 @@ def reindex(
 
 
 def _with(rag: RAGSystem, encoder: str) -> RAGSystem:
-    """The system with another encoder; the temperature is the new one's own where the two measure otherwise."""
+    """The system with another encoder in its retriever, which may also know words, or rerank.
+
+    Where that is a dense one alone, and the two encoders measure otherwise, the temperature is the new one's own.
+    """
     from fedrag.encoders.sentence import SentenceEncoder
     from fedrag.rag import RAGSystem
-    from fedrag.retrievers.dense import DenseRetriever
 
     with loading(f"the encoder {encoder!r}"):
         towers = SentenceEncoder(encoder)
     same = towers.model.similarity_fn_name == rag.dense.encoder.model.similarity_fn_name
+    rag.dense.encoder = towers
     return RAGSystem(
-        retriever=DenseRetriever(towers, rag.dense.store, batch_size=rag.dense.batch_size),
+        retriever=rag.retriever,
         generator=rag.generator,
         top_k=rag.top_k,
         prompt=rag.prompt,
         reader=rag.reader,
-        temperature=rag.temperature if same else None,
+        temperature=None if rag.retriever is rag.dense and not same else rag.temperature,
     )
