@@ -94,7 +94,7 @@ def _guarded(work: Callable[[], object], at: float, how: How, report: int) -> in
         setattr(os, name, call)
 
     io.open = counted_open
-    for name in ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir"):
+    for name in ("fsync", "replace", "rename", "link", "mkdir", "unlink", "remove", "rmdir"):
         counted(name)
     try:
         work()
