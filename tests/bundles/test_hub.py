@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bundles.hub_stub import TOKEN, Hub
 from fedrag import RAGSystem
 from fedrag.bundles.hub import collect
+from fedrag.cli import app
 from fedrag.durable import current
 from fedrag.errors import InputError
 from systems import tiny_system
@@ -44,6 +47,17 @@ def hubbed(hub, code, tmp_path, *, token=TOKEN, retries=True):
         timeout=90,
         env=env,
     )
+
+
+def test_a_clone_of_a_repository_is_a_system(saved, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(current(saved), clone)
+    assert not RAGSystem.load(saved).diff(RAGSystem.load(clone))
+    assert collect(clone, "me/rag").keys() == collect(current(saved), "me/rag").keys()
+    assert CliRunner().invoke(app, ["card", str(clone)]).exit_code == 0
+    assert CliRunner().invoke(app, ["doctor", str(clone), "--json"]).stdout.count('"name": "retrieval"') == 1
+    done = CliRunner().invoke(app, ["export", str(clone), str(tmp_path / "plain")])
+    assert done.exit_code == 0, done.exception
 
 
 @pytest.mark.slow
@@ -104,14 +118,14 @@ old = settings.read_text()
 settings.write_text(old.replace('"top_k": 3', '"top_k": 7'))
 push(Path({str(saved)!r}), "me/rag")
 settings.write_text(old)
-print([json.loads((pull("me/rag", revision=r) / "v000001/fedrag.json").read_text())["top_k"] for r in (first, None)])
+print([json.loads((pull("me/rag", revision=r) / "fedrag.json").read_text())["top_k"] for r in (first, None)])
 """
     done = hubbed(hub, code, tmp_path)
     assert done.stdout.strip() == "[3, 7]", done.stderr
     hub.server.shutdown()
     hub.server.server_close()
-    again = hubbed(hub.url, "print((pull('me/rag') / 'CURRENT').read_text())", tmp_path, retries=False)
-    assert again.stdout.strip() == "v000001", again.stderr
+    again = hubbed(hub.url, "print((pull('me/rag') / 'fedrag.json').is_file())", tmp_path, retries=False)
+    assert again.stdout.strip() == "True", again.stderr
 
 
 FAULTS = [
@@ -173,7 +187,7 @@ except FedRAGError as error:
     hub.fault = ("GET", "encoder/model.safetensors", 0)
     broken = hubbed(hub, code, tmp_path, retries=False)
     assert broken.stdout.startswith("HubError me/rag: "), broken.stdout + broken.stderr
-    assert not list((tmp_path / "hf").rglob("CURRENT"))
+    assert not list((tmp_path / "hf").rglob("encoder/model.safetensors"))
     hub.fault = None
     whole = hubbed(hub, code, tmp_path)
     assert RAGSystem.load(whole.stdout.strip()).query("Which key has clerk 3 ?").hits

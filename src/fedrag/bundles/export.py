@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fedrag import durable
+from fedrag.bundles.place import FILE, parts_in
 from fedrag.errors import ConfigError, FedRAGError, StoreError
 from fedrag.generators.causal import CausalLM
 from fedrag.prompts import Prompt
@@ -62,14 +62,14 @@ def export(system: Path, out: Path, *, dtype: DType = "bfloat16") -> Exported:
         raise ConfigError(f"dtype={dtype!r}: it must be float32, bfloat16 or float16")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there and not empty: name a new folder")
-    version = durable.current(system)
+    version = parts_in(system)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         for name in ("encoder", "reranker"):  # as saved they are merged; adapters to train on lie beside
             if (version / name).is_dir():
                 shutil.copytree(version / name, aside / name, ignore=shutil.ignore_patterns("adapters"))
-        prompt = json.loads((version / "fedrag.json").read_text(encoding="utf-8"))["prompt"]
+        prompt = json.loads((version / FILE).read_text(encoding="utf-8"))["prompt"]
         (aside / "prompt.json").write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
         near: dict[str, float] = {}
         if (version / "generator").is_dir():

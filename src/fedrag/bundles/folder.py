@@ -25,6 +25,7 @@ from typing import Any
 from fedrag import durable
 from fedrag.bundles.card import card
 from fedrag.bundles.parts import Parts, Settings
+from fedrag.bundles.place import FILE, parts_in
 from fedrag.bundles.shape import build, shape_of
 from fedrag.encoders.cross import CrossEncoderReranker
 from fedrag.encoders.sentence import SentenceEncoder
@@ -35,7 +36,6 @@ from fedrag.retrievers.reranked import Reranker
 from fedrag.stores.memory import MemoryStore
 from fedrag.types import Generator, KnowledgeStore
 
-_FILE = "fedrag.json"
 _FORMAT = 4
 
 
@@ -66,7 +66,7 @@ def save(path: Path, settings: Settings, parts: Parts) -> None:
         saved = {"format": _FORMAT, **settings, "prompt": asdict(settings["prompt"])}
         saved |= {"elsewhere": elsewhere, "generator": generator is not None}
         saved |= {"retriever": shape, "reranker": reranker is not None}
-        (folder / _FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card(settings, parts, elsewhere), encoding="utf-8")
 
     durable.publish(path, write)
@@ -80,12 +80,12 @@ def load(
     reranker: Reranker | None = None,
     device: str | None = None,
 ) -> tuple[Settings, Parts]:
-    """Read what `save` wrote; what is passed takes the place of what was saved.
+    """Read what `save` wrote, or such a folder from a hub; what is passed takes the place of what was saved.
 
     Raises `StoreError` where there is nothing, or what a newer fedrag wrote, and `InputError` where a part that is not
     in the folder is not passed.
     """
-    folder = durable.current(path)
+    folder = parts_in(path)
     settings, saved = _read(folder)
     given: dict[str, object] = {"store": store, "generator": generator, "reranker": reranker}
     if missing := {part: kind for part, kind in saved.elsewhere.items() if given.get(part) is None}:
@@ -117,7 +117,7 @@ class _Saved:
 
 
 def _read(folder: Path) -> tuple[Settings, _Saved]:
-    file = folder / _FILE
+    file = folder / FILE
     try:
         saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = int(saved["format"])
@@ -145,4 +145,4 @@ def _read(folder: Path) -> tuple[Settings, _Saved]:
 
 
 def _damaged(folder: Path) -> StoreError:
-    return StoreError(f"{folder / _FILE} is missing or damaged; restore the folder from a copy")
+    return StoreError(f"{folder / FILE} is missing or damaged; restore the folder from a copy")

@@ -26,14 +26,13 @@ from typing import Any
 
 from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-from fedrag import durable
 from fedrag.bundles.page import published
+from fedrag.bundles.place import FILE, parts_in
 from fedrag.errors import FedRAGError, InputError
 
-_FILE, _CARD = "fedrag.json", "README.md"
+_CARD = "README.md"
 _MODELS = ("encoder", "generator", "reranker")
 _DATA = ("store", "lexical")
 _RUN = re.compile(r"(trainer_state\.json|(optimizer|scheduler|training_args|rng_state).*|.*\.(token|key|pem)|\.env.*)")
@@ -66,7 +65,7 @@ def push(
     What an earlier push left there, and this one lacks, goes. Raises `InputError` for what must not leave this machine,
     for a repository that others can read although `private` is asked, `HubError` where the hub does not take it.
     """
-    content = collect(durable.current(folder), repo_id, include_store=include_store, secret=token)
+    content = collect(parts_in(folder), repo_id, include_store=include_store, secret=token)
     api = HfApi(token=token)
     with asked(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -97,13 +96,12 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None)
     """
     with asked(repo_id):
         try:
-            hf_hub_download(repo_id, _FILE, revision=revision, token=token)
+            hf_hub_download(repo_id, FILE, revision=revision, token=token)
         except LocalEntryNotFoundError:  # the hub is out of reach, and so is the cache
             raise
         except EntryNotFoundError:
-            raise InputError(f"{repo_id} holds no RAG system: it has no {_FILE}; name one that fedrag pushed") from None
-        snapshot = Path(snapshot_download(repo_id, revision=revision, token=token, ignore_patterns=_UNSAFE))
-    return _versioned(snapshot, repo_id)
+            raise InputError(f"{repo_id} holds no RAG system: it has no {FILE}; name one that fedrag pushed") from None
+        return Path(snapshot_download(repo_id, revision=revision, token=token, ignore_patterns=_UNSAFE))
 
 
 def collect(
@@ -114,7 +112,7 @@ def collect(
     content: dict[str, bytes | Path] = {}
     for path in sorted(version.rglob("*")):
         name = path.relative_to(version).as_posix()
-        known = name.split("/")[0] in parts or name in (_FILE, _CARD)
+        known = name.split("/")[0] in parts or name in (FILE, _CARD)
         if known and path.is_file() and not _RUN.fullmatch(path.name):
             content[name] = path
     if not include_store and (version / "store").is_dir():
@@ -152,9 +150,9 @@ def asked(repo_id: str) -> Generator[None]:
 
 def _without_store(version: Path) -> dict[str, bytes | Path]:
     """The settings of a folder whose store stays where it is."""
-    saved: dict[str, Any] = json.loads((version / _FILE).read_text(encoding="utf-8"))
+    saved: dict[str, Any] = json.loads((version / FILE).read_text(encoding="utf-8"))
     saved["elsewhere"] = {**saved.get("elsewhere", {}), "store": "MemoryStore"}
-    return {_FILE: json.dumps(saved, indent=2).encode()}
+    return {FILE: json.dumps(saved, indent=2).encode()}
 
 
 def _check(name: str, what: bytes | Path, secret: str | None) -> None:
@@ -172,15 +170,3 @@ def _check(name: str, what: bytes | Path, secret: str | None) -> None:
         raise InputError(f"{name} holds what looks like a token or a key: take it out of the folder before the push")
     if _PATH.search(what) or any(home + b"/" in what for home in homes):
         raise InputError(f"{name} names a path of this machine: take it out before the push")
-
-
-def _versioned(snapshot: Path, repo_id: str) -> Path:
-    """A saved system's layout around a plain folder of the hub's cache: a pointer and a link, beside the snapshots."""
-    home = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "fedrag" / snapshot.name
-    home.mkdir(parents=True, exist_ok=True)
-    link = home / "v000001"
-    if not link.is_dir():
-        link.unlink(missing_ok=True)
-        link.symlink_to(snapshot, target_is_directory=True)
-    durable.replace_text(home / "CURRENT", link.name)
-    return home

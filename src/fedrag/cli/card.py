@@ -30,9 +30,10 @@ def card(
     Reports are what `fedrag evaluate --save` writes.
     """
     from fedrag.bundles.page import measured
+    from fedrag.bundles.place import parts_in
     from fedrag.evaluation import Report
 
-    path = durable.current(system) / "README.md"
+    path = parts_in(system) / "README.md"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

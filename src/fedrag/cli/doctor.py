@@ -139,19 +139,19 @@ def _system(system: Path) -> Iterator[Finding]:
     """Whether the folder is whole, its parts load and its vectors are those of its encoder."""
     from safetensors import SafetensorError
 
-    from fedrag import durable
+    from fedrag.bundles.place import FILE, parts_in
     from fedrag.cli.opening import open_system
     from fedrag.stores.memory import MemoryStore
 
     try:
-        version = durable.current(system)
+        version = parts_in(system)
         for part in sorted(path for path in version.iterdir() if path.is_dir()):
             size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
             yield Finding(f"{part.name}/", "fine", _size(size))
         if (version / "store").is_dir():
             store = MemoryStore.open(version / "store", verify=True)
             yield Finding("store", "fine", f"{len(store)} documents, every byte as it was written")
-        elsewhere = json.loads((version / "fedrag.json").read_text(encoding="utf-8")).get("elsewhere", {})
+        elsewhere = json.loads((version / FILE).read_text(encoding="utf-8")).get("elsewhere", {})
         if elsewhere:  # loading wants what only a program can pass
             told = ", ".join(f"its {part} is a {kind}" for part, kind in elsewhere.items())
             yield Finding("elsewhere", "known", f"{told}: models were not loaded")

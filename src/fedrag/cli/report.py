@@ -118,10 +118,10 @@ def _stages(file: Path) -> dict[str, str]:
 
 def _store(system: Path) -> MemoryStore:
     """The documents of a saved system, without its models."""
-    from fedrag import durable
+    from fedrag.bundles.place import parts_in
     from fedrag.stores.memory import MemoryStore
 
-    folder = durable.current(system) / "store"
+    folder = parts_in(system) / "store"
     if not folder.is_dir():
         raise InputError(f"{system} holds no documents, for they are in a database; leave --system out to show ids")
     return MemoryStore.open(folder)

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fedrag import durable
+from fedrag.bundles.place import parts_in
 from fedrag.cli.opening import open_system
 from fedrag.errors import ConfigError
 from fedrag.optional import require
@@ -50,7 +50,7 @@ def serve(
     local = _is_local(host)
     if no_token and not local:
         raise ConfigError(f"--no-token with --host {host}: others could ask without a token; leave one of them out")
-    durable.current(system)  # says now that there is no system
+    parts_in(system)  # says now that there is no system
     called = system.resolve().name if name is None else name
     if mcp is Mcp.stdio:
         from fedrag.serving.mcp import run_stdio
