@@ -177,6 +177,18 @@ def test_static_models_read_everything():
     assert encoder.too_long(["word " * 10_000]) == 0
 
 
+def test_any_text_has_a_vector(model):
+    encoder = SentenceEncoder(model)
+    for texts in ([""], [" ", ""], ["", "Ada"], ["half \ud800 of a pair"], ["half ? of a pair"]):
+        vectors = encoder.encode_queries(texts).detach()
+        alone = torch.cat([encoder.encode_documents([text]) for text in texts]).detach()
+        torch.testing.assert_close(vectors, alone, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([float(bool(text.strip())) for text in texts]))
+    half, question = (encoder.encode_queries([f"half {mark} of a pair"]) for mark in ("\ud800", "?"))
+    assert torch.equal(half, question)
+    assert encoder.too_long(["half \ud800 of a pair " * 50]) == (encoder.max_length < math.inf)
+
+
 def test_wrong_input_is_named():
     encoder = SentenceEncoder(tiny_sentence_transformer(kind="static"))
     with pytest.raises(InputError, match="one string of 11 characters: wrap it in a list") as caught:
@@ -184,3 +196,5 @@ def test_wrong_input_is_named():
     assert "confidental" not in str(caught.value)
     with pytest.raises(InputError, match="at least one"):
         encoder.encode_documents([])
+    with pytest.raises(InputError, match="a text is a string, got a NoneType"):
+        encoder.encode_queries(["a", None])

@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fedrag.encoders.sentence import plain, ready
 from fedrag.errors import ConfigError, InputError
 from fedrag.ops.fingerprint import Fingerprint
 from fedrag.types import Document
@@ -69,7 +70,7 @@ class CrossEncoderReranker(nn.Module):
             )
         if not queries:
             return torch.empty(0, 0)
-        pairs = [(_plain(q), _plain(d.text)) for q, row in zip(queries, documents, strict=True) for d in row]
+        pairs = [(plain(q), plain(d.text)) for q, row in zip(queries, documents, strict=True) for d in row]
         # long with long and short with short, so that little is padding
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         starts = range(0, len(order), self.batch_size)
@@ -95,10 +96,4 @@ class CrossEncoderReranker(nn.Module):
     def _logits(self, pairs: list[tuple[str, str]]) -> Tensor:
         name = self.model.default_prompt_name
         features = self.model.preprocess(pairs, prompt=self.model.prompts.get(name) if name else None)
-        moved = {key: v.to(self.model.device) if isinstance(v, Tensor) else v for key, v in features.items()}
-        return self.model(moved)["scores"].reshape(len(pairs)).float()
-
-
-def _plain(text: str) -> str:
-    """The text with "?" for halves of surrogate pairs, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+        return self.model(ready(features, self.model.device))["scores"].reshape(len(pairs)).float()

@@ -15,11 +15,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -120,9 +121,7 @@ class SentenceEncoder(nn.Module):
             return 0
         spare = self.max_length - tokenizer.num_special_tokens_to_add()
         # a token is a byte at least, so that short texts need not be cut into tokens
-        suspects = [
-            text for text in (prompt + text for text in documents) if len(text.encode("utf-8", "surrogatepass")) > spare
-        ]
+        suspects = [text for text in (prompt + plain(text) for text in documents) if len(text.encode("utf-8")) > spare]
         if not suspects:
             return 0
         ids: list[list[int]] = tokenizer(suspects, truncation=False, padding=False, verbose=False)["input_ids"]
@@ -166,9 +165,8 @@ class SentenceEncoder(nn.Module):
             )
         if not texts:
             raise InputError("the encoder got no text to encode; pass at least one")
-        features = self.model.preprocess(list(texts), prompt=self.prompt(task), task=task)
-        moved = {key: v.to(self.model.device) if isinstance(v, Tensor) else v for key, v in features.items()}
-        vectors = self.model.forward(moved, task=task)["sentence_embedding"]  # [n, d]
+        features = self.model.preprocess([plain(text) for text in texts], prompt=self.prompt(task), task=task)
+        vectors = self.model.forward(ready(features, self.model.device), task=task)["sentence_embedding"]  # [n, d]
         if self.model.truncate_dim:
             vectors = vectors[..., : self.model.truncate_dim]
         if self.model.similarity_fn_name == "cosine":
@@ -178,6 +176,25 @@ class SentenceEncoder(nn.Module):
     def prompt(self, task: str) -> str | None:
         """What the model puts before a text of this task ("query" or "document"); `None` for nothing."""
         return _prompt(self.model, task)
+
+
+def plain(text: Any) -> str:
+    """The text with "?" for halves of surrogate pairs, which no tokenizer takes. Raises `InputError` for no text."""
+    if not isinstance(text, str):
+        raise InputError(f"a text is a string, got a {type(text).__name__}: give the text itself")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def ready(features: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a tokenizer gives, on the model's device; where no text of a batch has a token, with one that is masked.
+
+    Networks cannot count to 0; beside longer texts such a text is masked all over, too, so that its vector is the same.
+    """
+    moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
+    empty = {
+        key: nn.functional.pad(v, (0, 1)) for key, v in moved.items() if isinstance(v, Tensor) and v.shape[1:] == (0,)
+    }
+    return moved | empty
 
 
 def _prompt(model: SentenceTransformer, task: str) -> str | None:
