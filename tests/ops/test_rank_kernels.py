@@ -23,6 +23,11 @@ def test_equal_scores_go_to_the_ranking_that_is_named_first():
     assert reciprocal_rank_fusion([[], []]) == []
 
 
+def test_an_item_that_comes_twice_in_a_ranking_counts_once():
+    twice = reciprocal_rank_fusion([["a", "b", "a", "b", "c"], ["c", "d"]])
+    assert twice == reciprocal_rank_fusion([["a", "b", "c"], ["c", "d"]])
+
+
 RANKINGS = st.lists(st.lists(st.sampled_from("abcdefgh"), unique=True), min_size=1, max_size=4)
 
 

@@ -101,6 +101,14 @@ def test_wrong_settings_are_named(settings):
         HybridRetriever([Fixed("a")])
 
 
+def test_what_is_no_retriever_and_no_number_of_hits_is_named(dense):
+    with pytest.raises(ConfigError, match="a MemoryStore has no retrieve"):
+        HybridRetriever([dense, dense.store])
+    for k in (0, -1):
+        with pytest.raises(InputError, match=f"k must be at least 1, got {k}"):
+            HybridRetriever([dense, Fixed("a")]).retrieve(["key"], k)
+
+
 def test_what_is_inside_is_found_at_any_depth(dense):
     bm25 = LexicalRetriever(dense.store)
     nested = HybridRetriever([bm25, HybridRetriever([dense, Fixed("a")])])

@@ -100,11 +100,7 @@ TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=3))
 def test_any_text_has_a_score(asked):
     queries, texts = zip(*asked, strict=True)
-    # the tiny tokenizer adds no token of its own, as those of real models do
-    scores = SHARED.scores(
-        [f"a {query}" for query in queries],
-        [[Document(text, id=str(n)) for n, text in enumerate(row)] for row in texts],
-    )
+    scores = SHARED.scores(queries, [[Document(text, id=str(n)) for n, text in enumerate(row)] for row in texts])
     assert torch.isfinite(scores).sum() == sum(map(len, texts))
 
 
@@ -119,6 +115,24 @@ def test_wrong_input_is_named(reranker):
         Reranked(tiny_system().dense, reranker, depth=0)
     with pytest.raises(InputError, match="needs a Reranked, the system has a DenseRetriever"):
         _ = tiny_system().reranker
+    for k in (0, -1):
+        with pytest.raises(InputError, match=f"k must be at least 1, got {k}"):
+            Reranked(tiny_system().dense, reranker).retrieve(["a"], k)
+
+
+def test_what_is_no_reranker_is_named():
+    first = tiny_system().dense
+    with pytest.raises(ConfigError, match=r"a CrossEncoder has none: wrap a model or its name in CrossEncoderReranker"):
+        Reranked(first, tiny_cross_encoder())
+    for wrong, what in (
+        (torch.zeros(2, 1), r"scores of the shape \[2, 1\] for 2 queries with up to 5 documents"),
+        (torch.zeros(10), r"scores of the shape \[10\]"),
+        (torch.full((2, 5), torch.nan), "NaN for 2 queries"),
+    ):
+        told = Longest()
+        told.scores = lambda queries, documents, wrong=wrong: wrong
+        with pytest.raises(InputError, match=f"the Longest gave {what}"):
+            Reranked(first, told, depth=5).retrieve(QUESTIONS[:2], 3)
 
 
 def test_a_system_has_its_parts_wherever_they_are(reranker):

@@ -28,12 +28,13 @@ def reciprocal_rank_fusion(
 ) -> list[tuple[T, float]]:
     """Score items by Σ_r w_r / (constant + rank_r), ranks from 1, best first (Cormack et al. 2009, SIGIR).
 
-    Only ranks count, so that scores of different kinds may be fused. An item that a ranking lacks gets nothing from it.
+    Only ranks count, so that scores of different kinds may be fused. An item that a ranking lacks gets nothing from it;
+    one that it names twice counts where it stands first.
     Equal scores stay in the order in which the rankings, one after another, name their items.
     """
     shares: dict[T, list[float]] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, item in enumerate(ranking, start=1):
+        for rank, item in enumerate(dict.fromkeys(ranking), start=1):
             shares.setdefault(item, []).append(weight / (constant + rank))
     # rounded once, so that the same ranks in another order of the rankings are the same score
     fused = [(item, math.fsum(parts)) for item, parts in shares.items()]

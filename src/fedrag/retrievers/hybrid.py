@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, InputError
 from fedrag.ops.ranking import reciprocal_rank_fusion
 from fedrag.retrievers.lexical import LexicalRetriever
 from fedrag.types import Hit, Retriever, Where
@@ -54,13 +54,21 @@ class HybridRetriever:
                 f"HybridRetriever takes two retrievers or more, depth >= 1 and constant >= 0, got {len(self.inside)}, "
                 f"{depth} and {constant}"
             )
+        for part in self.inside:
+            if not callable(getattr(part, "retrieve", None)):
+                raise ConfigError(
+                    f"HybridRetriever fuses retrievers, a {type(part).__name__} has no retrieve(queries, k, where): "
+                    "put a store into LexicalRetriever(store) or DenseRetriever(encoder, store)"
+                )
         if self.weights is not None and (
             len(self.weights) != len(self.inside) or not all(0 < weight < math.inf for weight in self.weights)
         ):
             raise ConfigError(f"weights={weights}: give a number above 0 for each of {len(self.inside)} retrievers")
 
     def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """Return up to k hits per query, best first, each with its fused score."""
+        """Return up to k hits per query, best first, each with its fused score. Raises `InputError` for k below 1."""
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
         depth = max(k, self.depth)
         found = [
             (part.matches if isinstance(part, LexicalRetriever) else part.retrieve)(queries, depth, where)

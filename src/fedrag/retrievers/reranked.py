@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, InputError
 from fedrag.ops.modes import evaluating
 from fedrag.types import Document, Hit, Retriever, Where
 
@@ -42,12 +42,17 @@ class Reranked:
             find among them, no reranker brings back.
 
     Raises:
-        ConfigError: for a depth below 1.
+        ConfigError: for a depth below 1, or a reranker without `scores`.
     """
 
     def __init__(self, retriever: Retriever, reranker: Reranker, *, depth: int = 50) -> None:
         if depth < 1:
             raise ConfigError(f"depth={depth}: the reranker must get at least 1 document")
+        if not callable(getattr(reranker, "scores", None)):
+            raise ConfigError(
+                f"a reranker has scores(queries, documents), a {type(reranker).__name__} has none: wrap a model or its "
+                "name in CrossEncoderReranker"
+            )
         self.retriever = retriever
         self.reranker = reranker
         self.depth = depth
@@ -58,7 +63,13 @@ class Reranked:
         return (self.retriever,)
 
     def retrieve(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """Return up to k hits per query, best first, each with the reranker's score."""
+        """Return up to k hits per query, best first, each with the reranker's score.
+
+        Raises:
+            InputError: for k below 1, and for scores that are not one number for each document.
+        """
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
         found = [[hit.document for hit in hits] for hits in self.retriever.retrieve(queries, max(k, self.depth), where)]
         full = [n for n, row in enumerate(found) if row]
         if not full:
@@ -66,6 +77,12 @@ class Reranked:
         quiet = evaluating(self.reranker) if isinstance(self.reranker, nn.Module) else nullcontext()
         with quiet, torch.no_grad():
             scores = self.reranker.scores([queries[n] for n in full], [found[n] for n in full]).cpu()  # [n, k]
+        if scores.shape != (len(full), max(map(len, found))) or bool(scores.isnan().any()):
+            what = "NaN" if bool(scores.isnan().any()) else f"scores of the shape {list(scores.shape)}"
+            raise InputError(
+                f"the {type(self.reranker).__name__} gave {what} for {len(full)} queries with up to "
+                f"{max(map(len, found))} documents: it must give one number for each, [n, k]"
+            )
         hits: list[list[Hit]] = [[] for _ in queries]
         for n, row in zip(full, scores.tolist(), strict=True):
             scored = [Hit(document, score) for document, score in zip(found[n], row, strict=False)]
