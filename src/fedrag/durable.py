@@ -61,11 +61,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     A folder that holds other people's files is refused.
     """
     with _alone(folder):
-        foreign = [entry.name for entry in folder.iterdir() if not _ours(entry.name)]
-        if foreign and not exists(folder):
-            raise StoreError(
-                f"{folder} is not empty and was not written by fedrag (it holds {foreign[0]!r}); choose another folder"
-            )
+        check(folder)
         live = current(folder) if exists(folder) else None
         number = 1 + max((int(m[1]) for entry in folder.iterdir() if (m := _VERSION.fullmatch(entry.name))), default=0)
         version = folder / f"v{number:06d}"
@@ -87,6 +83,16 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
         if live is not None:
             shutil.rmtree(live, ignore_errors=True)
     return version
+
+
+def check(folder: Path) -> None:
+    """Raise `StoreError` where `publish` would refuse a folder for what is there: ask before long work, not after."""
+    if folder.exists() and not folder.is_dir():
+        raise _no_folder(folder)
+    if folder.is_dir() and not exists(folder) and (entries := [e.name for e in folder.iterdir() if not _ours(e.name)]):
+        raise StoreError(
+            f"{folder} is not empty and was not written by fedrag (it holds {entries[0]!r}); choose another folder"
+        )
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -130,10 +136,14 @@ def _named(folder: Path) -> str:
     return name
 
 
+def _no_folder(path: Path) -> StoreError:
+    return StoreError(f"{path} is a file; give the path of a folder, new or written by fedrag")
+
+
 def _make(folder: Path) -> None:
     """Create a folder and its parents durably."""
     if folder.exists() and not folder.is_dir():
-        raise StoreError(f"{folder} is a file; give the path of a folder, new or written by fedrag")
+        raise _no_folder(folder)
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(exist_ok=True)

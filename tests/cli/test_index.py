@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import paper
-from fedrag import RAGSystem
+from fedrag import Document, RAGSystem
 from fedrag.cli import app
 from fedrag.cli.indexing import Indexing
 from fedrag.data.manifest import Manifest
@@ -229,6 +229,85 @@ def test_an_unchanged_table_is_not_read(docs, encoder):
     os.utime(table, (1, 1))  # to all who look, the same
     assert json.loads(CliRunner().invoke(app, words).stdout)["embedded"] == 0
     assert CliRunner().invoke(app, [*words, "--chunk-tokens", "9"]).exit_code == 1
+
+
+def table(folder, name, rows):
+    """A table whose file is told from its last state by its size."""
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def indexed(name, encoder, *words):
+    models = [] if Path("rag").exists() else ["--encoder", encoder, "--generator", "none"]
+    result = CliRunner().invoke(app, ["index", name, "rag", "--json", *models, *words])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("words", [(), ("--chunk-tokens", "0")])
+def test_rows_that_a_table_no_longer_has_leave(tmp_path, monkeypatch, encoder, words):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(n), "text": f"row number {n}"} for n in range(20)]
+    table(tmp_path, "one.jsonl", rows)
+    table(tmp_path, "two.jsonl", rows[3:5])
+    indexed("one.jsonl", encoder, *words)
+    indexed("two.jsonl", encoder, *words)
+    table(tmp_path, "one.jsonl", rows[5:])
+    done = indexed("one.jsonl", encoder, *words)
+    assert (done["embedded"], done["unchanged"], done["removed"]) == (0, 15, 3)  # the other table has two of the five
+    assert {id.partition("#")[0] for id in stored()} == {str(n) for n in range(3, 20)}
+    RAGSystem.load("rag").save("rag")  # as training does: what the table gave is known all the same
+    table(tmp_path, "one.jsonl", rows[7:])
+    assert indexed("one.jsonl", encoder, *words)["removed"] == 2
+
+
+def test_rows_of_a_stopped_pass_leave_too(tmp_path, monkeypatch, encoder):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(n), "text": f"row number {n}"} for n in range(40)]
+    table(tmp_path, "one.jsonl", [*rows, {"id": "bad", "text": ""}])
+    rag = RAGSystem(retriever=DenseRetriever(SentenceEncoder(encoder), MemoryStore(), batch_size=1))
+    with pytest.raises(DataError, match="empty"):
+        Indexing(rag, Path("rag"), None, 0).go(Path("one.jsonl"))
+    assert len(stored()) == 32
+    table(tmp_path, "one.jsonl", rows[10:])
+    done = indexed("one.jsonl", encoder, "--chunk-tokens", "0")
+    assert (done["embedded"], done["removed"], done["passages"]) == (8, 10, 30)
+
+
+def test_the_options_that_a_system_was_made_with_may_be_given_again(docs, encoder):
+    run("--top-k", "2", new=encoder)
+    (docs / "g.txt").write_text("New.")
+    assert run("--top-k", "2", new=encoder)["embedded"] == 1
+    assert run("--lora", "16")["embedded"] == 0
+    result = CliRunner().invoke(app, ["index", "docs", "rag", "--top-k", "3", "--encoder", "other"])
+    assert "rag is a system already, which --encoder and --top-k cannot change" in str(result.exception)
+    RAGSystem.load("rag").save("rag")  # it may be another system now
+    assert "--encoder" in str(CliRunner().invoke(app, ["index", "docs", "rag", "--encoder", encoder]).exception)
+
+
+def test_a_folder_that_cannot_take_the_system_is_told_before_the_work(docs, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target, reason in (("docs", "not empty and was not written by fedrag"), ("file", "is a file")):
+        result = CliRunner().invoke(app, ["index", "docs", target, "--encoder", "no model is looked for"])
+        assert isinstance(result.exception, StoreError)
+        assert reason in str(result.exception)
+
+
+def test_what_another_process_saves_meanwhile_is_not_overwritten(docs, encoder, monkeypatch):
+    run(new=encoder)
+    work = Indexing(RAGSystem.load("rag"), Path("rag"), 200, 20)
+    (docs / "g.txt").write_text("New.")
+    whole = RAGSystem.add
+
+    def meanwhile(self, documents, *, progress=True):
+        other = RAGSystem.load("rag")
+        whole(other, [Document("Somebody else's.", "theirs")], progress=False)
+        other.save("rag")
+        whole(self, documents, progress=progress)
+
+    monkeypatch.setattr(RAGSystem, "add", meanwhile)
+    with pytest.raises(StoreError, match="saved by another process"):
+        work.go(docs)
+    assert "theirs" in stored()
 
 
 def test_a_save_by_others_in_between_is_noticed(docs, encoder):

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedrag.cli.indexing import Counts, Indexing
     from fedrag.rag import RAGSystem
 
+_NEW: dict[str, Any] = {"encoder": "all-MiniLM-L6-v2", "generator": "Qwen/Qwen3-0.6B", "lora": 16, "top_k": 5}
 _LOOK_EVERY = 2.0  # seconds between two looks at a watched folder
 
 
@@ -43,14 +44,20 @@ def index(
     from fedrag.cli.indexing import Indexing
     from fedrag.data import stream_documents
     from fedrag.data.files import Files
+    from fedrag.data.manifest import made_with
 
     known = durable.exists(system)
-    given = {"--encoder": encoder, "--generator": generator, "--lora": lora, "--top-k": top_k}
-    if known and (set_ := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(
-            f"{system} is a system already, which {' and '.join(set_)} cannot change: leave that out to add documents "
-            "to it, or name another folder to build a new one"
-        )
+    given: dict[str, Any] = {"encoder": encoder, "generator": generator, "lora": lora, "top_k": top_k}
+    given = {name: value for name, value in given.items() if value is not None}
+    made: dict[str, Any] = {}
+    if known:
+        made = made_with(system, durable.current(system).name)
+        if other := [f"--{name.replace('_', '-')}" for name in given if made.get(name) != given[name]]:
+            raise ConfigError(
+                f"{system} is a system already, which {' and '.join(other)} cannot change: leave that out to add "
+                "documents to it, or name another folder to build a new one"
+            )
+    durable.check(system)
     tokens, shared = (chunk_tokens, overlap) if chunk_tokens else (None, 0)
     stream_documents(documents, chunk_tokens=tokens, overlap=shared)  # what can be said before any model is loaded
     if documents.is_dir():
@@ -59,14 +66,10 @@ def index(
         rag = open_system(system)
         rag.dense.check_fresh()
     else:
-        rag = _build(
-            "all-MiniLM-L6-v2" if encoder is None else encoder,
-            "Qwen/Qwen3-0.6B" if generator is None else generator,
-            16 if lora is None else lora,
-            5 if top_k is None else top_k,
-        )
+        made = {**_NEW, **given}
+        rag = _build(**made)
     began = time.monotonic()
-    work = Indexing(rag, system, tokens, shared, repeated)
+    work = Indexing(rag, system, tokens, shared, repeated, made)
     try:
         done = work.go(documents, on_error="skip" if skip_unreadable else "raise")
     except KeyboardInterrupt:

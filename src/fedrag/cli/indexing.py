@@ -8,7 +8,7 @@ of the time at most, however large the store has become.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Indexing:
         chunk_tokens: tokens of a passage; `None` cuts nothing.
         overlap: tokens that passages share.
         repeated: whether files that say the same are all kept.
+        made: the options that a new system is made with, to be known again.
     """
 
     rag: RAGSystem
@@ -56,6 +57,7 @@ class Indexing:
     chunk_tokens: int | None
     overlap: int
     repeated: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict[str, Any])
     counts: Counts = field(default_factory=Counts)
     _waiting: list[Document] = field(default_factory=list["Document"])
     _then: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -69,11 +71,11 @@ class Indexing:
 
     def go(self, path: Path, *, on_error: OnError = "raise") -> Counts:
         """Take in a folder or a file, and save. When that is stopped, what is done is saved, and the error raised."""
-        if self._current() != self._version:
-            raise StoreError(f"{self.system} was saved by another process meanwhile; start again, to go on from there")
+        self._check_alone()
         self.counts = Counts()
         folder = path if path.is_dir() else path.parent
         manifest = Manifest.read(self.system, self._version, f"{self.chunk_tokens} {self.overlap}", folder)
+        manifest.made = manifest.made or dict(self.made)
         with track(desc="index", unit="passage") as bar:
             try:
                 if path.is_dir() or (path.is_file() and path.suffix.lower() in KINDS):
@@ -134,14 +136,23 @@ class Indexing:
             self.counts.unchanged += known.passages
             return
         cut = checked_cutter(self.chunk_tokens, self.overlap, None)
+        rows = manifest.rows(file)
+        before, now = set(rows), dict[str, None]()
         for row in stream_documents(path, progress=False):
+            now[row.id] = None
+            if row.id not in before:
+                rows.append(row.id)
             count = self._put(iter([row]) if cut is None else cut(row), manifest, bar)
             # what the row gave when it was cut otherwise, or was longer
             self._leave(row.id, 0 if cut is None else count)
             if cut is not None and row.id in self.rag.dense.store:
                 self._then.append(partial(self._remove, [row.id]))
             total += count
-        self._then.append(partial(manifest.note, file, state, passages=total, digest=""))
+        if gone := before - now.keys():
+            for id in sorted(gone - manifest.elsewhere(file)):
+                self._leave(id, 0)
+                self._then.append(partial(self._remove, [id]))
+        self._then.append(partial(manifest.note, file, state, passages=total, digest="", rows=now))
 
     def _put(self, documents: Iterator[Document], manifest: Manifest, bar: Bar) -> int:
         """Let passages wait for their embedding, those that the store lacks; return how many there are."""
@@ -186,6 +197,7 @@ class Indexing:
     def _save(self, manifest: Manifest) -> None:
         if not self._version and not len(self.rag.dense.store):
             return
+        self._check_alone()
         began = time.monotonic()
         if self._changed:
             self.rag.save(self.system)
@@ -193,6 +205,10 @@ class Indexing:
         manifest.write(self.system, self._version)
         self._saved = time.monotonic()
         self._pause = max(_SAVE_EVERY, _SAVE_SHARE * (self._saved - began))
+
+    def _check_alone(self) -> None:
+        if self._current() != self._version:
+            raise StoreError(f"{self.system} was saved by another process meanwhile; start again, to go on from there")
 
     def _current(self) -> str:
         return durable.current(self.system).name if durable.exists(self.system) else ""
