@@ -29,7 +29,8 @@ def evaluate(
     from fedrag.evaluation import evaluate as measure
 
     earlier = Report.load(compare) if compare else None  # a mistake in it shows before the measuring
-    report = measure(open_system(system), read_examples(examples), k=k)
+    asked = read_examples(examples)
+    report = measure(open_system(system), asked, k=k)
     if save:
         report.save(save)
     change = report.compare(earlier) if earlier else None

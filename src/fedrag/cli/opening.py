@@ -18,7 +18,9 @@ System = Annotated[Path, typer.Argument(help="Folder of a saved system.", show_d
 
 
 def open_system(system: Path) -> RAGSystem:
-    """Load a saved system. Raises `InputError`, in one line, where one of its models cannot be loaded."""
+    """Load a saved system. Raises `InputError`, in one line, where it or one of its models cannot be loaded."""
+    if not system.is_dir():  # said before the libraries load, which takes seconds
+        raise InputError(f"{system}: no such folder; check the path, the working directory is {Path.cwd()}")
     from fedrag.rag import RAGSystem
 
     with loading(f"the models of {system}"):
@@ -28,11 +30,20 @@ def open_system(system: Path) -> RAGSystem:
 @contextmanager
 def loading(what: str) -> Generator[None]:
     """Say in one line that a model is neither in a folder nor to be had from the hub."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except FedRAGError:
         raise
-    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        SafetensorError,
+    ) as error:  # what libraries raise
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{what} cannot be loaded: pass the folder of a model, or check its name and the connection to the hub "

@@ -78,7 +78,7 @@ class Watch(TrainerCallback):
         """Keep the numbers."""
         self.run.log(self.number, state.global_step, logs or {})
         if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix({"loss": f"{logs['loss']:.4g}"})
+            self._bar.set_postfix({"loss": f"{logs['loss']:.4g}"}, refresh=False)  # its own time draws it
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""

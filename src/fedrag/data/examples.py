@@ -39,6 +39,8 @@ def read_examples(path: str | Path, *, progress: bool = True) -> list[Example]:
             text that is not UTF-8, malformed JSON, CSV or parquet.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, wanted one file of examples, as .jsonl")
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path, the working directory is {Path.cwd()}")
     rows = read_rows(path, texts=("question", "answer"), json_cells=(*_LISTS, "metadata"))
