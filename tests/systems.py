@@ -4,7 +4,20 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from fedrag import CausalLM, DenseRetriever, Document, Example, MemoryStore, RAGSystem, SentenceEncoder
+from fedrag import (
+    CausalLM,
+    CrossEncoderReranker,
+    DenseRetriever,
+    Document,
+    Example,
+    HybridRetriever,
+    LexicalRetriever,
+    MemoryStore,
+    RAGSystem,
+    Reranked,
+    SentenceEncoder,
+)
+from judges import tiny_cross_encoder
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 DOCUMENTS = [
@@ -21,6 +34,13 @@ def tiny_system(*, kind: Any = "static", dropout: float = 0.0, lora: int | None 
     rag = RAGSystem(retriever=DenseRetriever(encoder, MemoryStore()), generator=generator, top_k=top_k)
     rag.add(DOCUMENTS, progress=False)
     return rag
+
+
+def two_stages(rag: RAGSystem, *, depth: int = 8, **settings: Any) -> RAGSystem:
+    """The same vectors and generator, with words beside the vectors and a reranker above both."""
+    hybrid = HybridRetriever([rag.dense, LexicalRetriever(rag.dense.store)])
+    whole = Reranked(hybrid, CrossEncoderReranker(tiny_cross_encoder()), depth=depth)
+    return RAGSystem(retriever=whole, generator=rag.generator, top_k=rag.top_k, **settings)
 
 
 def arguments(folder: Any, **settings: Any) -> TrainingArguments:

@@ -41,13 +41,13 @@ from fedrag.errors import ConfigError, InputError
 from fedrag.filters import compile_filter
 from fedrag.integrations.haystack import from_haystack, swap_embedders, to_haystack
 from generating import generator
-from haystack_integrations.common.fedrag import where
+from haystack_integrations.common.fedrag import from_haystack_document, where
 from haystack_integrations.components.builders.fedrag import FedRAGPromptBuilder
 from haystack_integrations.components.embedders.fedrag import FedRAGDocumentEmbedder, FedRAGTextEmbedder
 from haystack_integrations.components.generators.fedrag import FedRAGChatGenerator
 from haystack_integrations.components.retrievers.fedrag import FedRAGRetriever
 from haystack_integrations.document_stores.fedrag import FedRAGDocumentStore
-from systems import tiny_system
+from systems import tiny_system, two_stages
 from tiny import tiny_sentence_transformer
 
 QUESTION = "Which key has clerk 4 ?"
@@ -341,6 +341,14 @@ def test_an_ensemble_reader_is_refused_by_the_prompt() -> None:
     ensemble = RAGSystem(retriever=rag.retriever, generator=rag.generator, reader="ensemble")
     with pytest.raises(ConfigError, match="ensemble"):
         FedRAGPromptBuilder(ensemble).run(QUESTION, [])
+
+
+def test_the_prompt_has_the_metadata_that_the_system_knows_in_two_stages_too() -> None:
+    rag = tiny_system()
+    rag.add([from_haystack_document(THEIRS[0], text="keys 0 : clerk 0")], progress=False)
+    for system in (rag, two_stages(rag)):
+        (message,) = FedRAGPromptBuilder(system).run(QUESTION, [THEIRS[0]])["messages"]
+        assert "keys 0 : clerk 0" in message.text
 
 
 class Spans(tracing.Tracer):

@@ -7,7 +7,7 @@ from fedrag import RALT, CausalLM, DenseRetriever, Document, Example, LexicalRet
 from fedrag.errors import BudgetError, ConfigError, DataError
 from fedrag.objectives.contexts import Mixture
 from fedrag.objectives.marginal import RAGSequence
-from systems import DOCUMENTS, EXAMPLES, tiny_system
+from systems import DOCUMENTS, EXAMPLES, tiny_system, two_stages
 from tiny import tiny_llama, tiny_tokenizer
 
 BATCH = [
@@ -204,6 +204,21 @@ def test_rows_weigh_what_their_documents_weigh(weighting, mode):
         tokens = len(rag.generator.target_ids(example.answers[0] if example.answers else ""))
         expected -= (weight * likelihood).sum().item() / tokens / len(BATCH)
     objective = RALT(rag, documents_per_row=1, weighting=weighting).train(mode)
+    assert objective(BATCH)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_in_two_stages_the_vectors_weigh_what_the_reranker_found():
+    plain = tiny_system(top_k=4)
+    rag = two_stages(plain)
+    objective = RALT(rag, documents_per_row=1, weighting="prior").eval()
+    found, expected = objective.find(BATCH), 0.0
+    assert found == [[hit.document for hit in rag.retrieve(example.question)] for example in BATCH]
+    for example, row in zip(BATCH, found, strict=True):
+        cosines = plain.dense.scores([example.question], [row])[0].detach()
+        weight = torch.softmax(cosines / 0.05, -1)
+        answer = example.answers[0] if example.answers else ""
+        logprobs = rag.generator.logprobs([rag.prompt_for(example.question, [d]) for d in row], [answer] * len(row))
+        expected -= (weight * logprobs).sum().item() / len(rag.generator.target_ids(answer)) / len(BATCH)
     assert objective(BATCH)["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 

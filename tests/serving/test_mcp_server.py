@@ -29,7 +29,7 @@ from fedrag.serving.http import application
 from fedrag.serving.mcp import mcp_server
 from fedrag.serving.served import Served
 from mcp_servers import over_http
-from systems import DOCUMENTS, tiny_system
+from systems import DOCUMENTS, tiny_system, two_stages
 
 QUESTION = "Which key has clerk 3 ?"
 EVEN = {"field": "even", "operator": "==", "value": True}
@@ -190,6 +190,12 @@ def test_a_system_without_a_generator_has_no_tool_that_answers() -> None:
     assert asked(server, lambda client: client.list_resource_templates()).resource_templates == []
     found = call(server, "search", query="clerk 7", top_k=1)
     assert [one["id"] for one in found.structured_content["result"]] == ["d7"]
+
+
+def test_documents_of_a_system_in_two_stages_are_read(rag: RAGSystem) -> None:
+    server = mcp_server(Served(two_stages(rag), name="clerks"))
+    read = asked(server, lambda client: client.read_resource("document://d3"))
+    assert read.contents[0].text == DOCUMENTS[3].text
 
 
 IDS = ["a/b c?d#e", "../../etc/passwd", "/abs", "UPPER.Case", "50%", "é ü", "a\0b", "http://x/y", "."]

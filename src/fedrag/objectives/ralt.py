@@ -28,10 +28,12 @@ from torch.nn.utils.rnn import pad_sequence
 from fedrag.errors import ConfigError
 from fedrag.objectives.contexts import Contexts
 from fedrag.objectives.objective import ExcludeIds, Objective, causal, first_answer, one_of
+from fedrag.objectives.towers import prior_temperature
 from fedrag.ops.modes import evaluating
 from fedrag.ops.targets import posterior
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.nested import find
 from fedrag.types import Document, Example
 
 
@@ -45,9 +47,9 @@ class RALT(Objective):
         k: documents retrieved per example; `None` takes `rag.top_k`.
         documents_per_row: documents in one prompt; `None` puts there what asking does: all k, or one each where the
             system's reader is the ensemble. 1 is RA-DIT's.
-        weighting: what the rows of one example weigh: the same ("uniform"), the "prior" p(d | q) with the system's
-            temperature, or the "posterior" p(d | q, y). The last two need one document per row and a
-            `DenseRetriever`.
+        weighting: what the rows of one example weigh: the same ("uniform"), the "prior" p(d | q) of the vectors with
+            the system's temperature, or the "posterior" p(d | q, y). The last two need one document per row and a
+            `DenseRetriever`; inside another retriever its scores are divided by a temperature of their own.
         shuffle: present the documents of a prompt in random order while training, so that their rank is no clue.
         contexts: draws what stands in an example's prompts while training, from the k documents retrieved and others:
             a `Mixture`, a `Raft` or any function of that kind. Their order is kept; evaluation reads the best
@@ -76,7 +78,7 @@ class RALT(Objective):
         if depth < 0 or (per_row is not None and per_row < 1):
             raise ConfigError(f"RALT takes k >= 0 and documents_per_row >= 1, got {depth} and {per_row}")
         one_of("weighting", weighting, ("uniform", "prior", "posterior"))
-        if weighting != "uniform" and (per_row != 1 or not isinstance(rag.retriever, DenseRetriever)):
+        if weighting != "uniform" and (per_row != 1 or find(rag.retriever, DenseRetriever) is None):
             raise ConfigError(
                 f"weighting={weighting!r} weighs single documents by their scores: it needs documents_per_row=1 and a "
                 f"DenseRetriever, got {per_row} and a {type(rag.retriever).__name__}"
@@ -135,5 +137,5 @@ class RALT(Objective):
             dense = self.rag.dense
             with evaluating(dense.network):  # a joint loss may have it in training mode
                 found = dense.scores([batch[n].question for n in full], [[row[0] for row in rows[n]] for n in full])
-            scores[full] = found.to(scores) / self.rag.temperature
+            scores[full] = found.to(scores) / prior_temperature(self.rag)
         return posterior(scores, logprobs) if self.weighting == "posterior" else torch.softmax(scores, -1)

@@ -32,6 +32,7 @@ from pydantic import BaseModel, Field
 from fedrag.errors import InputError, StoreError
 from fedrag.optional import require
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.nested import find
 from fedrag.serving.discreet import log_to_stderr, log_unchanged
 from fedrag.serving.served import Busy, Served
 from fedrag.types import Hit
@@ -106,7 +107,7 @@ def mcp_server(served: Served) -> MCPServer[Any]:
             description=f"Answer a question from the documents of {name!r}: the answer, and the passages found for it.",
             annotations=hints,
         )
-    if isinstance(served.rag.retriever, DenseRetriever):
+    if find(served.rag.retriever, DenseRetriever) is not None:
 
         async def document(id: str) -> str:
             with _told(ResourceError):

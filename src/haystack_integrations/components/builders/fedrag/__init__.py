@@ -14,6 +14,7 @@ from haystack.dataclasses import ChatMessage
 from fedrag.errors import ConfigError
 from fedrag.rag import RAGSystem
 from fedrag.retrievers.dense import DenseRetriever
+from fedrag.retrievers.nested import find
 from fedrag.types import Document as Passage
 from haystack_integrations.common.fedrag import CONTENT, Source, from_haystack_document
 
@@ -51,8 +52,8 @@ class FedRAGPromptBuilder:
 def _passage(rag: RAGSystem, document: Document) -> Passage:
     """The document as the system knows it: with metadata in the text that it was trained on, where that is so."""
     passage = from_haystack_document(document)
-    if isinstance(rag.retriever, DenseRetriever) and passage.id in rag.dense.store:
-        (stored,) = rag.dense.store.get([passage.id])
+    if (dense := find(rag.retriever, DenseRetriever)) is not None and passage.id in dense.store:
+        (stored,) = dense.store.get([passage.id])
         if stored.metadata.get(CONTENT) == passage.text:
             return stored
     return passage
