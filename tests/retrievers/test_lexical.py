@@ -1,5 +1,6 @@
 """BM25 against its formulas, word by word, over lists and over stores that change."""
 
+import copy
 import math
 from threading import Thread
 
@@ -164,6 +165,18 @@ def test_a_store_that_has_not_changed_is_indexed_once():
     scorer = told._index.scorer
     told.retrieve(["key"], 1)
     assert told._index.scorer is scorer
+
+
+def test_a_copy_over_another_store_copies_no_document():
+    store, other = MemoryStore(), MemoryStore()
+    put(store, *DOCUMENTS)
+    put(other, Document("a key of another store", id="other"))
+    bm25 = LexicalRetriever(store)
+    bm25.retrieve(["key"], 1)
+    same, moved = (copy.deepcopy(bm25, {id(store): to}) for to in (store, other))
+    assert same._fresh() is moved._index is bm25._index
+    assert [hit.document.id for hit in moved.matches(["key"], 9)[0]] == ["other"]
+    assert same.retrieve(["key"], 3) == bm25.retrieve(["key"], 3)
 
 
 CHANGES = st.lists(

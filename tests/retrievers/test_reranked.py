@@ -180,8 +180,13 @@ def test_a_reranker_of_ones_own_is_passed_again(tmp_path):
     rag.save(tmp_path / "rag")
     with pytest.raises(InputError, match="reranker=<the Longest>"):
         RAGSystem.load(tmp_path / "rag")
-    again = RAGSystem.load(tmp_path / "rag", reranker=Longest())
-    assert again.query_batch(QUESTIONS) == rag.query_batch(QUESTIONS)
+    for load in (RAGSystem.load, RAGSystem.from_pretrained):
+        assert load(tmp_path / "rag", reranker=Longest()).query_batch(QUESTIONS) == rag.query_batch(QUESTIONS)
+        with pytest.raises(InputError, match=r"a CrossEncoder, which has no scores.*: wrap it in CrossEncoderReranker"):
+            load(tmp_path / "rag", reranker=tiny_cross_encoder())
+    tiny_system().save(tmp_path / "plain")
+    with pytest.raises(InputError, match=r"a system without a reranker.*put Reranked\(rag.retriever, <the Longest>\)"):
+        RAGSystem.load(tmp_path / "plain", reranker=Longest())
 
 
 def test_what_cannot_be_saved_is_named(reranker, tmp_path):

@@ -83,7 +83,7 @@ def load(
     """Read what `save` wrote, or such a folder from a hub; what is passed takes the place of what was saved.
 
     Raises `StoreError` where there is nothing, or what a newer fedrag wrote, and `InputError` where a part that is not
-    in the folder is not passed.
+    in the folder is not passed, or a reranker that cannot take a place there.
     """
     folder = parts_in(path)
     settings, saved = _read(folder)
@@ -92,6 +92,14 @@ def load(
         raise InputError(
             f"{path} holds no {' and no '.join(missing)}, for the system's was elsewhere: pass "
             + ", ".join(f"{part}=<the {kind}>" for part, kind in missing.items())
+        )
+    if reranker is not None and not (saved.reranks and callable(getattr(reranker, "scores", None))):
+        kind = type(reranker).__name__
+        raise InputError(
+            f"reranker is a {kind}, which has no scores(queries, documents): wrap it in CrossEncoderReranker"
+            if saved.reranks
+            else f"{path} holds a system without a reranker: load it, and put Reranked(rag.retriever, <the {kind}>) "
+            "around its retriever"
         )
     if generator is None and saved.generates:
         generator = CausalLM.load(folder / "generator", device=device)

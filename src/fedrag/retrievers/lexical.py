@@ -59,6 +59,10 @@ class _Index:
     documents: list[Document]
     scorer: Any  # None where there is no document
 
+    def __deepcopy__(self, memo: object) -> _Index:
+        """Itself: it is never changed, and a copy of it is one of all documents, and of the store's columns."""
+        return self
+
 
 class LexicalRetriever:
     """A retriever by the words that query and document share.
