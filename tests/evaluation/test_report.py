@@ -210,6 +210,36 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: str) -> None:
         Report.load(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("records", 0, "values", "f1"), "good", "records.0.values.f1"),
+        (("records", 0, "values", "f1"), float("nan"), "records.0.values.f1"),
+        (("records", 0, "answer"), 3, "records.0.answer"),
+        (("records", 0, "hits"), ["d1", None], "records.0.hits.1"),
+        (("records", 0, "metadata"), [], "records.0.metadata"),
+        (("records",), [], "records"),
+        (("metrics", "f1", "mean"), "0.5", "metrics.f1.mean"),
+        (("metrics", "f1", "low"), None, "metrics.f1.low"),
+        (("seed",), "a", "seed"),
+        (("cluster",), 5, "cluster"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_place(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, told: str
+) -> None:
+    path = tmp_path / "edited.json"
+    summarize([record(0, {"f1": 1.0})]).save(path)
+    content = json.loads(path.read_text())
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"edited\.json .*\({told}"):
+        Report.load(path)
+
+
 @given(st.data())
 def test_a_damaged_file_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.json"

@@ -26,9 +26,10 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedrag.durable import replace_text
 from fedrag.errors import DataError, InputError
@@ -37,6 +38,41 @@ from fedrag.evaluation.statistics import RESAMPLES, Floats, interval
 from fedrag.types import Example
 
 _VERSION = 1
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    """A `Metric` in the file."""
+
+    mean: _Number
+    low: _Number
+    high: _Number
+    n: Annotated[int, Field(strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A `Record` in the file."""
+
+    question: str
+    answer: str | None
+    answers: tuple[str, ...] | None
+    hits: tuple[str, ...]
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    metadata: dict[str, Any]
+    values: dict[str, _Number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """The file, beside its format and version."""
+
+    metrics: dict[str, _Mean]
+    records: Annotated[list[_Row], Field(min_length=1)]
+    cluster: str | None
+    seed: Annotated[int, Field(strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +185,16 @@ class Report:
             version = content["version"] if content["format"] == "fedrag evaluation report" else None
             if version != _VERSION:
                 raise DataError(f"{path} has report version {version!r}, this fedrag reads {_VERSION}; evaluate again")
-            metrics = {name: Metric(**metric) for name, metric in content["metrics"].items()}
-            return cls(metrics, tuple(map(_record, content["records"])), content["cluster"], content["seed"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is not a report that fedrag saved ({error}); evaluate again and save it") from None
+            saved = TypeAdapter(_Saved).validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason: object = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = error
+        else:
+            metrics = {name: Metric(mean.mean, mean.low, mean.high, mean.n) for name, mean in saved.metrics.items()}
+            return cls(metrics, tuple(map(_record, saved.records)), saved.cluster, saved.seed)
+        raise DataError(f"{path} is not a report that fedrag saved ({reason}); evaluate again and save it")
 
 
 def summarize(records: Sequence[Record], *, cluster: str | None = None, seed: int = 0) -> Report:
@@ -220,6 +262,6 @@ def _plain(record: Record) -> dict[str, Any]:
     }
 
 
-def _record(row: Mapping[str, Any]) -> Record:
-    example = Example(row["question"], row["answers"], row["positives"], row["negatives"], row["metadata"])
-    return Record(example, row["values"], row["answer"], tuple(row["hits"]))
+def _record(row: _Row) -> Record:
+    example = Example(row.question, row.answers, row.positives, row.negatives, row.metadata)
+    return Record(example, row.values, row.answer, row.hits)
