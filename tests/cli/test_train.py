@@ -16,7 +16,7 @@ from fedrag.cli import app
 from fedrag.cli.building import examples_of, trainer
 from fedrag.cli.recipe import Recipe, read_recipe
 from fedrag.cli.run import run_recipe
-from fedrag.errors import ConfigError
+from fedrag.errors import ConfigError, StoreError
 from fedrag.evaluation import Report
 from fedrag.federated import Plan
 from systems import EXAMPLES, tiny_system
@@ -142,6 +142,59 @@ def test_other_data_is_not_gone_on_with(here):
         file.write('\n{"question": "more?", "answers": ["3"]}')
     with pytest.raises(ConfigError, match=r"own\.jsonl is not what it was"):
         run_recipe(made, resume=True)
+
+
+def test_another_system_is_not_gone_on_with_and_no_secret_is_kept(here):
+    from fedrag.cli.runs import Run
+
+    few = [{"objective": "lsr", "settings": {"k": 3}, "training": {**TRAINING, "hub_token": "hf_secret"}}]
+    tiny_system(kind="bert", lora=2).save(here / "base")
+    made = Recipe(**recipe("based", system="base", stages=few))
+    Run(made, resume=False)
+    assert "hf_secret" not in (here / "based.run" / "run.json").read_text()
+    Run(made, resume=True)
+    RAGSystem.load("base").save("base")
+    with pytest.raises(ConfigError, match=r"base was saved again since based\.run was begun"):
+        Run(made, resume=True)
+
+
+def test_data_that_changed_while_it_trained_is_what_it_was_at_the_start(here):
+    from fedrag.cli.runs import Run
+
+    (here / "moving.jsonl").write_text((here / "train.jsonl").read_text())
+    made = Recipe(**recipe("moving", train="moving.jsonl"))
+    run = Run(made, resume=False)
+    (here / "moving.jsonl").write_text((here / "dev.jsonl").read_text())
+    run.end()
+    with pytest.raises(ConfigError, match=r"moving\.jsonl is not what it was"):
+        Run(made, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        (".", "names no folder of its own"),
+        ("/", "names no folder of its own"),
+        ("..", "names no folder of its own"),
+        ("../training/rag", "save_to is the system itself"),
+        ("notes", "was not written by fedrag"),
+        ("train.jsonl", "is a file"),
+    ],
+)
+def test_where_nothing_can_be_saved_is_told_before_training(here, target, complaint):
+    (here / "notes").mkdir(exist_ok=True)
+    (here / "notes" / "mine.txt").write_text("mine")
+    target = target.replace("training", here.name)
+    with pytest.raises((ConfigError, StoreError), match=complaint):
+        run_recipe(Recipe(**recipe(target)))
+    assert not list((here / f"{target}.run").glob("*/metrics.json"))
+
+
+@pytest.mark.parametrize("key", ["output_dir", "resume_from_checkpoint"])
+def test_settings_that_would_hide_checkpoints_are_refused(key):
+    stages = [{"objective": "lsr", "training": {key: "elsewhere"}}]
+    with pytest.raises(ConfigError, match=f"training.{key} is not for a recipe"):
+        Recipe(**recipe("hidden", stages=stages))
 
 
 def test_the_result_is_one_json_object_and_overrides_hold(here):

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fedrag import durable
 from fedrag.cli.opening import loading, open_system
 from fedrag.cli.recipe import Part, Recipe, Stage
 from fedrag.cli.settings import CONTEXTS, OBJECTIVES, kind_of
@@ -97,8 +98,9 @@ def trainer(
 def rehearse(rag: RAGSystem, recipe: Recipe, train: Sequence[Example]) -> list[Objective]:
     """Make every stage's objective once, so that a mistake in the last one shows before the first one trains.
 
-    Raises `ConfigError`, which names the stage.
+    Raises `ConfigError`, which names the stage, and `StoreError` where the tuned system could not be saved in the end.
     """
+    durable.check(recipe.save_to)
     if recipe.federated is not None:
         require("flwr", extra="federated")
     stand_in = twin(rag)

@@ -28,6 +28,7 @@ With a section `federated: {shards: 3, rounds: 5}` every stage is federated over
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,7 +157,9 @@ class Recipe(BaseModel):
     def _stages_fit_the_data(self) -> Recipe:
         if self.train is None and (self.federated is None or self.federated.sites is None):
             raise ConfigError("train is missing: name a file of examples, as in train: train.jsonl")
-        if self.save_to == self.system:
+        if self.save_to.name in ("", ".."):
+            raise ConfigError(f"save_to is {str(self.save_to)!r}, which names no folder of its own: name a new one")
+        if os.path.realpath(self.save_to) == os.path.realpath(self.system):
             raise ConfigError(f"save_to is the system itself, {str(self.system)!r}: name another folder")
         for number, stage in enumerate(self.stages):
             if self.eval is None and tried(stage.training, f"stages.{number}.training").eval_strategy != "no":

@@ -43,7 +43,7 @@ class Run:
     def __init__(self, recipe: Recipe, *, resume: bool) -> None:
         self.recipe = recipe
         self.folder = run_folder_of(recipe)
-        now = _told(recipe)
+        self._now = now = _told(recipe)
         before = self._read()
         if before is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ConfigError(f"{self.folder} is no folder of a run: move it away, or give another save_to")
@@ -87,7 +87,7 @@ class Run:
         rag.save(self.recipe.save_to if last else self.system(number))
         if last:
             self.saved = True
-            self._write(_told(self.recipe), saved=True, finished=False)
+            self._write(self._now, saved=True, finished=False)
         for path in (*folder.glob("checkpoint-*"), folder / "rounds"):
             shutil.rmtree(path, ignore_errors=True)
         if number > 1:
@@ -100,7 +100,7 @@ class Run:
 
     def end(self) -> None:
         """All is done: another run of this recipe begins anew."""
-        self._write(_told(self.recipe), saved=True, finished=True)
+        self._write(self._now, saved=True, finished=True)
 
     def report(self, name: str) -> Report | None:
         """The report "before" or "after", where it was made."""
@@ -145,7 +145,12 @@ def _told(recipe: Recipe) -> dict[str, Any]:
     sites = recipe.federated.sites or {} if recipe.federated else {}
     data = [path for path in (recipe.train, recipe.eval, *sites.values()) if path is not None and path.is_file()]
     digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in data}
-    return {"recipe": recipe.model_dump(mode="json"), "data": digests}
+    told = recipe.model_dump(mode="json")
+    for stage in told["stages"]:
+        if token := stage["training"].get("hub_token"):  # a secret, told apart from another one and no more
+            stage["training"]["hub_token"] = f"sha256 {hashlib.sha256(token.encode()).hexdigest()[:8]}"
+    version = durable.current(recipe.system).name if durable.exists(recipe.system) else ""
+    return {"recipe": told, "data": digests, "version": version}
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -156,6 +161,10 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
                 f"{folder} was begun with {key}={was.get(key)!r}, the recipe now has {is_.get(key)!r}: go on with what "
                 "it was, or remove the folder to begin anew"
             )
+    if not before["saved"] and before["version"] != now["version"]:
+        raise ConfigError(
+            f"{before['recipe']['system']} was saved again since {folder} was begun: remove that folder to begin anew"
+        )
     for path, digest in before["data"].items():
         if now["data"].get(path) != digest:
             raise ConfigError(

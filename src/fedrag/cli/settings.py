@@ -56,6 +56,10 @@ CONTEXTS: dict[str, type] = {"mixture": Mixture, "raft": Raft}
 _OUT_OF_REACH = ("rag", "store", "exclude_ids", "objectives")  # what YAML cannot say
 _WORDED: dict[str, Any] = {"contexts": dict[str, Any], "mine": dict[str, Any], "teacher": str, "cross_encoder": str}
 """What YAML says in words of its own: models by name or folder, objects by their arguments."""
+_NOT_HERE = {
+    "output_dir": "checkpoints lie beside save_to, where --resume finds them",
+    "resume_from_checkpoint": "give --resume to the command",
+}
 _REQUIRED = {"distillation": ("teacher",), "mixture": ("documents", "gold")}
 
 
@@ -97,11 +101,14 @@ def kind_of(contexts: Mapping[str, Any]) -> str:
 def training_types() -> dict[str, Any]:
     """Every setting of `TrainingArguments`, and its type."""
     hints = get_type_hints(TrainingArguments)
-    return {field.name: hints[field.name] for field in fields(TrainingArguments)}
+    return {field.name: hints[field.name] for field in fields(TrainingArguments) if field.name not in _NOT_HERE}
 
 
 def checked_training(given: Mapping[str, Any], place: str = "training") -> dict[str, Any]:
     """The Trainer's settings, converted and tried. Raises `ConfigError`, which names the key."""
+    for key, instead in _NOT_HERE.items():
+        if key in given:
+            raise ConfigError(f"{place}.{key} is not for a recipe: {instead}")
     values = typed(given, training_types(), place)
     args = tried(values, place)
     if args.save_strategy == "no" and (idle := {"save_steps", "save_total_limit"} & set(values)):
