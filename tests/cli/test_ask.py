@@ -52,6 +52,15 @@ def test_a_question_that_cannot_be_asked_does_not_end_the_pipe(saved):
     assert json.loads(done.stdout)["question"] == "Which key has clerk 2 ?"
 
 
+def test_a_line_that_is_no_text_is_named_and_the_next_one_asked(saved):
+    done = ask(saved, "--json", input=b"Key \xff\xfe ?\nWhich key has clerk 2 ?\n")
+    assert done.exit_code == 1, done.exception
+    assert "not written in UTF-8" in done.stderr
+    assert json.loads(done.stdout)["question"] == "Which key has clerk 2 ?"
+    alone = ask(saved, b"\xff".decode("utf-8", "surrogateescape"))
+    assert "not written in UTF-8" in str(alone.exception)
+
+
 @pytest.mark.parametrize(("where", "told"), [("{", "no JSON"), ("[1]", "takes an object"), ("[" * 9999, "no JSON")])
 def test_a_filter_that_is_none_is_named(saved, where, told):
     done = ask(saved, "q", "--where", where)

@@ -11,6 +11,8 @@ from fedrag.durable import current
 from fedrag.evaluation.report import Record, summarize
 from systems import tiny_system
 
+METHOD = "Two epochs.\n\n### Data\n\n24 questions.\n\n## Use\n\nWith care."
+
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
@@ -29,13 +31,13 @@ def test_the_card_is_printed_and_takes_an_evaluation(saved):
     printed = fedrag("card", "rag")
     assert printed.stdout == (current(saved) / "README.md").read_text()
     (saved.parent / "recipe.yaml").write_text("system: rag\ntrain: /home/ann/train.jsonl\nstages:\n- objective: lsr\n")
-    words = ["--report", "after.json", "--before", "before.json", "--method", "Two epochs.", "--recipe", "recipe.yaml"]
+    words = ["--report", "after.json", "--before", "before.json", "--method", METHOD, "--recipe", "recipe.yaml"]
     done = fedrag("card", "rag", *words)
     assert done.exit_code == 0, done.exception
     text = (current(saved) / "README.md").read_text()
     assert done.stdout == text
     assert "| f1 | 0.167 | 0.667 [" in text
-    assert "Two epochs." in text
+    assert METHOD in text
     assert "- objective: lsr" in text
     assert "/home/ann" not in text
     assert fedrag("card", "rag", *words).stdout == text

@@ -23,7 +23,8 @@ from fedrag.errors import InputError
 HERE = '"path/to/this/folder"'
 ABOVE = 'RAGSystem.load("path/to/the/folder/above"'
 """What a card on a disk says in its examples; on a hub it says where it is."""
-_EVALUATION = re.compile(r"## Evaluation\n.*?(?=## )", re.DOTALL)
+_BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+_EVALUATION = re.compile(rf"{_BEGIN}\n.*{_END}\n\n", re.DOTALL)  # whatever headings the words on the method have
 
 
 class Mean(Protocol):
@@ -110,7 +111,8 @@ def measured(
             row.insert(3, "" if change is None else _change(change))
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    section = "\n\n".join(["## Evaluation", *([method.strip()] if method.strip() else []), table]) + "\n\n"
+    told = method.replace(_END, "").strip()
+    section = "\n\n".join([f"{_BEGIN}\n## Evaluation", *([told] if told else []), f"{table}\n{_END}\n\n"])
     results = [
         EvalResult(
             task_type="question-answering",

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedrag.cli.opening import System, open_system
-from fedrag.errors import ConfigError, FedRAGError
+from fedrag.errors import ConfigError, FedRAGError, InputError
 
 if TYPE_CHECKING:
     from fedrag.rag import RAGSystem
@@ -38,6 +39,8 @@ def ask(
     """
     asking = _Asking(k, _filter(where), sources, json_)
     rag = open_system(system)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text is named, and the next one asked
     if question is not None:
         asking.answer(rag, question)
         return
@@ -63,6 +66,8 @@ class _Asking:
 
     def answer(self, rag: RAGSystem, question: str) -> None:
         """Ask, and print what comes."""
+        if not question.isascii() and question.encode("utf-8", "replace").decode() != question:
+            raise InputError("the question is not written in UTF-8: convert it, or the file that it comes from")
         if rag.generator is None:
             pieces, hits = None, rag.retrieve(question, k=self.k, where=self.where)
         else:

@@ -18,38 +18,35 @@ if TYPE_CHECKING:
 def report(
     page: Annotated[Path, typer.Argument(help="The HTML file to write.", show_default=False)],
     run: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a run: its reports, log and system.")
+        Path | None, typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="What `fedrag train` left.")
     ] = None,
     after: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The report that the page is about.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Report, as `fedrag evaluate --save` writes it.")
     ] = None,
-    before: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The report to compare it with.")
-    ] = None,
-    more: Annotated[list[str] | None, typer.Option(help="A further report, as name=report.json; repeatable.")] = None,
+    before: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare it with.")] = None,
+    more: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE", help="A further report; repeatable.")] = None,
     log: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="Training log: jsonl or trainer_state.json; repeatable."),
+        typer.Option(exists=True, dir_okay=False, help="log.jsonl or trainer_state.json; repeatable."),
     ] = None,
     history: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="History of a federated run, as JSON.")
     ] = None,
     system: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Saved system that has the passages' texts.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="Saved system with the passages' texts."),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What makes a question right: exact_match, unless it stayed.")
+        str | None, typer.Option(metavar="NAME", help="What makes right: exact_match, unless it stayed.")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Metadata key of the questions: a table by its values.")] = None,
-    shown: Annotated[int, typer.Option(min=0, help="Questions that flipped to hold, of each kind.")] = 100,
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Evaluation report",
-    json_: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
+    by: Annotated[str | None, typer.Option(metavar="KEY", help="Metadata key: a table by its values.")] = None,
+    shown: Annotated[
+        int, typer.Option(min=0, metavar="N", show_default=False, help="Flipped questions of each kind: 100.")
+    ] = 100,
+    title: Annotated[str, typer.Option(show_default=False, help="Title of the page.")] = "Evaluation report",
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a run's page: metrics, curves, and what flipped.
-
-    Name the run that `fedrag train` left, or reports as `fedrag evaluate --save` writes them.
-    The page is one file that asks for nothing from outside.
-    """
+    """Write a run's page: metrics, curves, and what flipped."""
     from fedrag.evaluation import Report
     from fedrag.pages import read_history, read_log, write_page
 
