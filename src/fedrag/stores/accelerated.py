@@ -93,7 +93,10 @@ class Graph:
     def nearest(
         self, queries: Tensor, k: int, *, rows: int, keep: Tensor | None = None
     ) -> Iterator[list[tuple[int, float]]]:
-        """As `Matrix.nearest`, but of the first rows what the graph finds; exact where it does not find k."""
+        """As `Matrix.nearest`, but of the first rows what the graph finds; exact where that is less than k, or slow."""
+        if 16 * k > self._rows:  # so deep a graph is slower
+            yield from self._matrix.nearest(queries, k, rows=rows, keep=keep)
+            return
         tail = None if keep is None else keep[self._rows : rows]
         late = rows - self._rows if tail is None else int(tail.sum())  # rows that count and came after the graph
         for query in queries:
@@ -104,7 +107,7 @@ class Graph:
             candidates = self._matrix.scored(query, near) if len(near) else []
             if late:
                 candidates += next(self._matrix.nearest(one, min(k, late), rows=rows, keep=keep, first=self._rows))
-            enough = len(candidates) >= k and 8 * k <= self._rows
+            enough = len(candidates) >= k
             yield candidates if enough else next(self._matrix.nearest(one, k, rows=rows, keep=keep))
 
     def measure(self, queries: Tensor, own: Sequence[int], floor: float) -> tuple[float, float, float]:
@@ -123,7 +126,10 @@ class Graph:
         for width in _WIDTHS:
             self._index.expansion_search = width
             began = time.perf_counter()
-            found = [self._matrix.scored(query, self._near(query, _DEPTH + 1)) for query in queries]
+            found = [
+                self._matrix.scored(query, self._near(query, _DEPTH + (row >= 0)))
+                for query, row in zip(queries, own, strict=True)
+            ]
             graph_ms = (time.perf_counter() - began) * 1e3 / len(queries)
             # by score and not by row: one of several equal documents is as right as another
             right = [
@@ -152,6 +158,11 @@ def built(
     matrix: Matrix, rows: int, queries: Tensor | None, floor: float, connectivity: int, build_width: int
 ) -> Graph:
     """Build a graph and measure it. Raises `StoreError` where its recall stays below the floor."""
+    if not (0 <= floor <= 1 and connectivity >= 2 and build_width >= 1):
+        raise InputError(
+            "accelerate() takes a floor from 0 to 1, connectivity >= 2 and build_width >= 1, got "
+            f"{floor}, {connectivity} and {build_width}"
+        )
     if queries is None:
         chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:_ASKED]
         asked, own = matrix.take(chosen), chosen.tolist()
