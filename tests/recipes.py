@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from fedrag import LSR, RALT, Contrastive, Example, Joint, RAGTrainer
-from systems import EXAMPLES, arguments, tiny_system
+from fedrag import LSR, RALT, Contrastive, Example, Joint, RAGTrainer, Ranking
+from systems import EXAMPLES, arguments, tiny_system, two_stages
 from tiny import tiny_llama, tiny_sentence_transformer, tiny_tokenizer
 
 UNSEEN = [Example(f"Where is the key of clerk {n} ?", [str(n * 3)], positives=[f"d{n}"]) for n in range(3)]
@@ -121,6 +121,7 @@ RECIPES = {
     "lsr": _rag(lambda rag: LSR(rag, k=4, train="both")),
     "contrastive": _rag(Contrastive),
     "joint": _rag(lambda rag: Joint(LSR(rag, k=4, train="both"), RALT(rag, shuffle=False), turns=4)),
+    "ranking": _rag(lambda rag: Ranking(two_stages(rag), k=4)),
     "sft": sft,
     "dpo": dpo,
     "sentence": sentence,

@@ -37,9 +37,10 @@ def tiny_system(*, kind: Any = "static", dropout: float = 0.0, lora: int | None 
 
 
 def two_stages(rag: RAGSystem, *, depth: int = 8, **settings: Any) -> RAGSystem:
-    """The same vectors and generator, with words beside the vectors and a reranker above both."""
+    """The same vectors and generator, with words beside the vectors and a reranker, with its dropout, above both."""
+    dropout = rag.generator.model.config.attention_dropout
     hybrid = HybridRetriever([rag.dense, LexicalRetriever(rag.dense.store)])
-    whole = Reranked(hybrid, CrossEncoderReranker(tiny_cross_encoder()), depth=depth)
+    whole = Reranked(hybrid, CrossEncoderReranker(tiny_cross_encoder(dropout=dropout)), depth=depth)
     return RAGSystem(retriever=whole, generator=rag.generator, top_k=rag.top_k, **settings)
 
 

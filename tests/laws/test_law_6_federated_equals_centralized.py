@@ -19,14 +19,14 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.torch import load_file
 
 from federating import Backwards, Outcome, Walker, federate, of_round, same, three
-from fedrag import LSR, RALT, Contrastive, Example, RAGTrainer
+from fedrag import LSR, RALT, Contrastive, Example, RAGTrainer, Ranking
 from fedrag.federated import FederatedTask, Plan, Segment, Site, checkpoint
 from fedrag.federated.history import Round
 from fedrag.federated.trainers import FromTrainer
 from recipes import RECIPES
-from systems import EXAMPLES, arguments, tiny_system
+from systems import EXAMPLES, arguments, tiny_system, two_stages
 
-OURS = ("ralt", "lsr", "contrastive", "joint")
+OURS = ("ralt", "lsr", "contrastive", "joint", "ranking")
 NORTH = Site("north")
 
 
@@ -48,6 +48,8 @@ def test_one_site_is_its_segments_to_the_bit(name: str, tmp_path: Path) -> None:
     assert losses[0] != losses[1]
     if name == "ralt":
         assert all(".lora_" in name for name in result.state)
+    if name == "ranking":
+        assert all(name.startswith("reranker/model.") for name in result.state)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -76,6 +78,7 @@ MEANS: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "ralt": (lambda rag: RALT(rag, shuffle=False), False),
     "lsr": (lambda rag: LSR(rag, k=4, train="both"), False),
     "contrastive": (Contrastive, True),
+    "ranking": (lambda rag: Ranking(two_stages(rag), k=4), False),
 }
 
 
