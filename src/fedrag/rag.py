@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,8 +153,8 @@ class RAGSystem:
         """
         return self.prompt.render(question, fitting(self.prompt, self.generator, question, documents, answer_tokens))
 
-    def add(self, documents: Sequence[Document], *, progress: bool = True) -> None:
-        """Embed and store documents; what is there already is skipped."""
+    def add(self, documents: Iterable[Document], *, progress: bool = True) -> None:
+        """Embed and store documents, a list or any stream; what is there already is skipped. As `DenseRetriever.add`."""
         self.dense.add(documents, progress=progress)
 
     @property
