@@ -6,7 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from fedrag import DenseRetriever, RAGSystem
 from fedrag.cli import app
+from fedrag.cli.building import examples_of, trainer
+from fedrag.cli.estimate import sweeps
 from fedrag.cli.recipe import Recipe
 from fedrag.cli.validate import examine
 from systems import EXAMPLES, tiny_system
@@ -57,6 +60,47 @@ def test_a_good_recipe_is_estimated_and_nothing_is_written(here):
     assert cost["memory"] > 10**8
     assert cost["disk"] > 2 * sum(path.stat().st_size for path in (here / "rag").rglob("*") if path.is_file())
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("objective", "refresh", "training", "wanted"),
+    [
+        ("lsr", "epoch", {"num_train_epochs": 1}, (0, 1)),  # of the retriever, the question's side alone
+        ("lsr", "epoch", {"num_train_epochs": 3, "gradient_accumulation_steps": 4}, (0, 3)),
+        ("lsr-both", "epoch", {"num_train_epochs": 3, "gradient_accumulation_steps": 4}, (3, 3)),
+        ("lsr", 2, {"max_steps": 4}, (0, 2)),
+        ("lsr-both", "never", {"num_train_epochs": 3}, (1, 1)),
+        ("contrastive", "epoch", {"num_train_epochs": 3}, (1, 0)),
+        ("ralt", "epoch", {"num_train_epochs": 2}, (0, 1)),
+    ],
+)
+def test_what_is_embedded_and_retrieved_anew_is_counted_as_training_does_it(
+    here, monkeypatch, objective, refresh, training, wanted
+):
+    whole = {key: value for key, value in TRAINING.items() if key != "max_steps"} | training
+    name, _, train = objective.partition("-")
+    settings = {"train": "both"} if train else {}
+    stage = {"objective": name, "settings": settings, "refresh": refresh, "training": whole}
+    made = Recipe(**recipe(stages=[stage]))
+    rag, rows = RAGSystem.load("rag"), examples_of(made)["train"]
+    trained = trainer(rag, made, 1, rows, [], save_strategy="no", disable_tqdm=True)
+    done = {"embedded": 0, "retrieved": 0}
+    refreshed, retrieved = DenseRetriever.refresh, type(trained.candidates).refresh
+
+    def embedding(self, **settings):
+        count = refreshed(self, **settings)
+        done["embedded"] += bool(count)
+        return count
+
+    def retrieving(self, examples):
+        done["retrieved"] += 1
+        return retrieved(self, examples)
+
+    monkeypatch.setattr(DenseRetriever, "refresh", embedding)
+    monkeypatch.setattr(type(trained.candidates), "refresh", retrieving)
+    trained.train()
+    assert (done["embedded"], done["retrieved"]) == wanted
+    assert sweeps(trained.objective, refresh, trained.args, len(rows)) == wanted
 
 
 def test_a_federated_recipe_counts_the_steps_of_all_sites_and_rounds(here):

@@ -65,8 +65,8 @@ def estimate(
         steps = rounds * sum(_steps(args, len(rows)) for rows in sites.values())
         total = steps * clock.step
         count = sum(map(len, sites.values()))
-        moved, found = _sweeps(made.objective, stage.refresh, args, count)
-        total += rounds * (moved * embedding + found * count * retrieving)
+        moved, found = sweeps(made.objective, stage.refresh, args, len(rows))
+        total += rounds * (moved * len(sites) * embedding + found * count * retrieving)
         stages.append(Cost(stage.objective, steps, round(clock.step, 4), round(total, 1)))
         trained = sum(p.numel() * p.element_size() for p in made.objective.trainable().values())
         checkpoints = max(checkpoints, 3 * 3 * trained)  # weights and two moments; two kept and one being written
@@ -122,17 +122,19 @@ def _steps(args: TrainingArguments, examples: int) -> int:
     return math.ceil(max(math.ceil(batches / args.gradient_accumulation_steps), 1) * args.num_train_epochs)
 
 
-def _sweeps(objective: Objective, refresh: str | int, args: TrainingArguments, examples: int) -> tuple[int, int]:
+def sweeps(objective: Objective, refresh: str | int, args: TrainingArguments, examples: int) -> tuple[int, int]:
     """How often a training embeds all documents anew, and how often it retrieves for all examples."""
     moves = [name for name in objective.trainable() if name.startswith("retriever/")]
     if not moves or refresh == "never":
         times = 1
     elif isinstance(refresh, str):
-        times = math.ceil(_steps(args, examples) * args.per_device_train_batch_size / max(examples, 1))
+        epoch = math.ceil(math.ceil(examples / args.per_device_train_batch_size) / args.gradient_accumulation_steps)
+        times = math.ceil(_steps(args, examples) / epoch)
     else:
-        times = _steps(args, examples) // refresh + 1
+        times = math.ceil(_steps(args, examples) / refresh)
     documents = any(not name.startswith("retriever/query") for name in moves)
-    return (times if documents else 0), (times if objective.depth else 0)
+    # at the start documents are fresh still, and at the end they are embedded once more
+    return (times if objective.depth else 1) * documents, (times if objective.depth else 0)
 
 
 def _small(rag: RAGSystem, rows: Sequence[Example]) -> tuple[RAGSystem, float, float]:
