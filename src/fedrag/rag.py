@@ -154,7 +154,7 @@ class RAGSystem:
         return self.prompt.render(question, fitting(self.prompt, self.generator, question, documents, answer_tokens))
 
     def add(self, documents: Iterable[Document], *, progress: bool = True) -> None:
-        """Embed and store documents, a list or any stream; what is there already is skipped. As `DenseRetriever.add`."""
+        """Embed and store documents, a list or any stream; what is there already is skipped."""
         self.dense.add(documents, progress=progress)
 
     @property
