@@ -11,19 +11,20 @@ import torch
 
 from crash import run
 from fedrag import RAGSystem
-from systems import DOCUMENTS, tiny_system
+from systems import DOCUMENTS, tiny_system, two_stages
 
 
-def state(rag: RAGSystem) -> tuple[int, int, str, str]:
-    return rag.top_k, len(rag.dense.store), rag.dense.encoder.fingerprint, rag.generator.fingerprint
+def state(rag: RAGSystem) -> tuple[int, int, str, str, str, int]:
+    weights = rag.dense.encoder.fingerprint, rag.generator.fingerprint, rag.reranker.fingerprint
+    return rag.top_k, len(rag.dense.store), *weights, rag.retriever.depth
 
 
 @pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_old_system_or_the_new(tmp_path: Path) -> None:
-    rag = tiny_system(lora=2)
+    rag = two_stages(tiny_system(lora=2))
     rag.save(tmp_path / "kept")
     old = state(rag)
-    rag.top_k = 9
+    rag.top_k, rag.retriever.depth = 9, 5
     rag.dense.store.remove([document.id for document in DOCUMENTS[:5]])
     with torch.no_grad():
         for parameter in rag.named_parameters().values():
