@@ -1,6 +1,7 @@
 """`fedrag export`: merged models that neither fedrag nor peft is needed for, and that say what the system says."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedrag import Document
 from fedrag.cli import app
 from fedrag.durable import current
-from systems import DOCUMENTS, tiny_system
+from systems import DOCUMENTS, tiny_system, two_stages
 from tiny import tiny_tokenizer
 
 
@@ -78,6 +80,22 @@ def test_half_precision_is_written_and_its_distance_told(tmp_path):
     assert 0 < told["difference"] < 0.1 * told["largest"]
 
 
+def test_a_reranker_is_exported_and_the_card_tells_how_it_loads(tmp_path):
+    rag = two_stages(tiny_system(kind="bert"))
+    rag.save(tmp_path / "rag")
+    done = export(tmp_path / "rag", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["folders"] == ["encoder", "generator", "reranker"]
+    text = (current(tmp_path / "rag") / "README.md").read_text()
+    assert f"`{rag.retriever.reranker.fingerprint}`" in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = next(block for block in blocks if "CrossEncoder" in block)
+    for folder in (current(tmp_path / "rag"), tmp_path / "out"):
+        found = {"folder": str(folder)}
+        exec(code, found)  # the card's own words
+        wanted = rag.retriever.reranker.scores(["a question"], [[Document("a document")]])
+        assert torch.sigmoid(wanted[0]).tolist() == pytest.approx(found["scores"].tolist(), abs=1e-5)
+
+
 def test_a_chat_template_goes_along(tmp_path):
     rag = tiny_system()
     tokenizer = tiny_tokenizer(chat=True)
@@ -93,6 +111,7 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").touch()
     assert "not empty" in str(export(tmp_path / "rag", tmp_path / "full").exception)
+    assert "cannot be written" in str(export(tmp_path / "rag", tmp_path / "full" / "note" / "out").exception)
     assert "nothing saved" in str(export(tmp_path / "absent", tmp_path / "out").exception)
     weights = current(tmp_path / "rag") / "generator" / "adapter_model.safetensors"
     weights.write_bytes(b"cut")

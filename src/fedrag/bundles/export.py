@@ -63,8 +63,11 @@ def export(system: Path, out: Path, *, dtype: DType = "bfloat16") -> Exported:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there and not empty: name a new folder")
     version = parts_in(system)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror}): name a new folder elsewhere") from None
     try:
         for name in ("encoder", "reranker"):  # as saved they are merged; adapters to train on lie beside
             if (version / name).is_dir():

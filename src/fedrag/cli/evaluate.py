@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedrag.cli.opening import System, open_system
+from fedrag.errors import InputError
 
 
 def evaluate(
@@ -29,6 +31,8 @@ def evaluate(
     from fedrag.evaluation import evaluate as measure
 
     earlier = Report.load(compare) if compare else None  # a mistake in it shows before the measuring
+    if save:
+        _check(save)  # as one in this
     asked = read_examples(examples)
     report = measure(open_system(system), asked, k=k)
     if save:
@@ -42,3 +46,10 @@ def evaluate(
     typer.echo(str(report))
     if change:
         typer.echo(str(change))
+
+
+def _check(save: Path) -> None:
+    """Raise `InputError` for a report's path that cannot be written, before hours of measuring are lost to it."""
+    folder = next((parent for parent in save.absolute().parents if parent.exists()), None)
+    if save.is_dir() or folder is None or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--save {save} cannot be written: give the path of a file, new or to replace")

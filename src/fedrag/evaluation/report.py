@@ -158,7 +158,10 @@ class Report:
         return "\n".join([table([("metric", "mean", "95 % interval", "n"), *rows]), *notes])
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON, whole or not at all. Raises `InputError` for metadata that JSON cannot hold."""
+        """Write the report as JSON, whole or not at all.
+
+        Raises `InputError` for metadata that JSON cannot hold, and for a path that cannot be written.
+        """
         content = {
             "format": "fedrag evaluation report",
             "version": _VERSION,
@@ -174,8 +177,13 @@ class Report:
                 f"the report cannot be written as JSON: {error}; keep plain values in Example.metadata"
             ) from None
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, text + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); give the path of a file, new or to replace"
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
