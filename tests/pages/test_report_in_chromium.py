@@ -249,3 +249,14 @@ def test_it_prints_in_black_on_white(address: str, open_page: Open) -> None:
     assert not page.locator("nav").is_visible()
     assert not page.locator("#filter").is_visible()
     assert len(page.pdf()) > 20_000
+
+
+def test_several_gold_answers_stand_below_each_other(open_page: Open, tmp_path: Path) -> None:
+    golds = ["yes", "a long gold answer, " * 20, "W" + "o" * 300]
+    reports = [summarize([Record(Example("Is it?", golds), {"f1": right}, "yes")]) for right in (0.0, 1.0)]
+    visit = open_page(write_page(tmp_path / "page.html", before=reports[0], after=reports[1]).path.as_uri(), width=320)
+    visit.page.locator(".flips summary").click()
+    lefts = visit.page.eval_on_selector_all(".golds dd", "found => found.map(dd => dd.getBoundingClientRect().left)")
+    assert len(lefts) == 3
+    assert len(set(lefts)) == 1
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
