@@ -17,7 +17,7 @@ from fedrag.cli.settings import OBJECTIVES, settings_of, training_types
 from fedrag.errors import ConfigError
 
 MANY = settings(
-    max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=1650, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 READY = [yaml.safe_load(text) for _, text in sorted(cases().items())]
 KEYS = sorted({key for name in OBJECTIVES for key in settings_of(name)} | set(training_types()))
