@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="width of the vectors (default: 512)")
     parser.add_argument("--by", choices=["command", "library"], help="what indexes (default: see above)")
     parser.add_argument("--no-graph", action="store_true", help="search exactly only: the graph takes its time")
+    parser.add_argument("--build-width", type=int, default=40, help="of the graph: more is better, later (default: 40)")
     parser.add_argument("--folder", type=Path, help="where to work, an empty folder (default: a temporary one)")
     parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -233,7 +234,7 @@ def search(args: argparse.Namespace) -> dict[str, Any]:
     stores, told = {"exact": exact}, None
     if not args.no_graph:
         stores["graph"] = MemoryStore.open(current(args.folder / "whole") / "store")
-        told = stores["graph"].accelerate(queries=asked[:ASKED], floor=0.0)
+        told = stores["graph"].accelerate(queries=asked[:ASKED], floor=0.0, build_width=args.build_width)
     right = 0
     for turn, query in enumerate(asked[ASKED:]):
         found = {}
@@ -255,7 +256,8 @@ def search(args: argparse.Namespace) -> dict[str, Any]:
 def step(args: argparse.Namespace, name: str) -> Any:
     """Do one step in a process of its own, and return what it printed."""
     command = [sys.executable, __file__, "--step", name, "--folder", str(args.folder)]
-    command += ["--documents", str(args.documents), "--width", str(args.width)] + ["--no-graph"] * args.no_graph
+    command += ["--documents", str(args.documents), "--width", str(args.width)]
+    command += ["--build-width", str(args.build_width)] + ["--no-graph"] * args.no_graph
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 

@@ -34,7 +34,7 @@ ROOM = {part: (floor, room) for floor, rooms in FLOORS.items() for room, parts i
 UPWARD = {("training.trainer", "federated")}
 """The one switch: a trainer knows how to be federated. It loads the room above when it is asked to, and not before."""
 LINES_PER_FILE = 280
-CODE_OF_CORE = 5_500  # lines of the core that are neither blank nor comment nor docstring: explaining is free
+CODE_OF_CORE = 5_600  # lines of the core that are neither blank nor comment nor docstring: explaining is free
 BESIDE_THE_CORE = {"evaluation", "data", "bundles"}  # what comes in and goes out, and no part of what trains
 CODE_OF_ALL = 17_500  # without the floor of other people's libraries, each of which has a budget of its own
 CODE_OF_A_LIBRARY = 800  # langchain.py, langchain_index.py, ...: what joins one library, or serves
@@ -253,13 +253,13 @@ def test_a_file_too_long_is_found(tmp_path: Path) -> None:
 
 
 def test_a_core_too_large_is_found(tmp_path: Path) -> None:
-    files = {f"ops/part{number}.py": "x = 1\n" * 250 for number in range(22)}
+    files = {f"ops/part{number}.py": "x = 1\n" * 250 for number in range(23)}
     found = size_violations(write(tmp_path / "a", GOOD | files))
     assert len(found) == 1
-    assert found[0].startswith("floors 0 to 6: 55")
+    assert found[0].startswith("floors 0 to 6: 57")
     explained = {f"ops/part{number}.py": '"""What\nand why."""\n# how\n\n' * 60 for number in range(20)}
     assert size_violations(write(tmp_path / "c", GOOD | explained)) == []
-    files = {f"quickstart/part{number}.py": "x = 1\n" * 250 for number in range(22)}
+    files = {f"quickstart/part{number}.py": "x = 1\n" * 250 for number in range(23)}
     assert size_violations(write(tmp_path / "b", GOOD | files)) == []
 
 
