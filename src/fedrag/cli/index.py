@@ -23,7 +23,7 @@ _LOOK_EVERY = 2.0  # seconds between two looks at a watched folder
 
 
 def index(
-    documents: Annotated[Path, typer.Argument(help="Folder of txt, md, html, pdf, docx; or a table.", show_default=False)],
+    documents: Annotated[Path, typer.Argument(help="Folder of documents; or a table.", show_default=False)],
     system: Annotated[Path, typer.Argument(help="Folder to write, or to add to.", show_default=False)],
     encoder: Annotated[str | None, typer.Option(help="Name or folder; new: all-MiniLM-L6-v2.")] = None,
     generator: Annotated[str | None, typer.Option(help="Name, folder, none; new: Qwen/Qwen3-0.6B.")] = None,
@@ -38,7 +38,7 @@ def index(
 ) -> None:
     """Build a system from documents, or add to one.
 
-    Only what changed is embedded. Interrupted, it goes on where it stopped.
+    Reads txt, md, html, pdf, docx, tables; again: what changed, what is left.
     """
     from fedrag.cli.indexing import Indexing
     from fedrag.data import stream_documents
