@@ -372,7 +372,7 @@ from fedrag import LexicalRetriever, Document, RAGSystem
 from fedrag.serving.mcp import run_stdio
 from fedrag.serving.served import Served
 
-class Crashing(BM25):
+class Crashing(LexicalRetriever):
     def retrieve(self, queries, k, where=None):
         print("printed")
         raise RuntimeError(queries[0] + self.documents[0].text)
