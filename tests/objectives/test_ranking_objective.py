@@ -78,6 +78,13 @@ def test_candidates_are_positives_own_negatives_and_what_the_first_stage_finds()
     assert not banned & set(row) - {"d0", "d7", "d9"}
 
 
+def test_a_positive_without_room_is_no_candidate_and_one_that_competes_stays():
+    rag = reranking()
+    best = [hit.document.id for hit in rag.retriever.retriever.retrieve(["Which key has clerk 3 ?"], 6)[0]]
+    example = Example("Which key has clerk 3 ?", positives=best[:4])  # all that is found first is relevant
+    assert ids(Ranking(rag, k=3).find([example])) == [[best[0], best[1], best[4]]]
+
+
 @pytest.mark.parametrize("make", [lambda rag: LSR(rag, k=4, train="reranker"), lambda rag: Ranking(rag, k=4)])
 def test_a_reranker_in_training_gets_what_the_first_stage_finds(make):
     rag = reranking()

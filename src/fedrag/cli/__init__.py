@@ -1,4 +1,4 @@
-"""The command `fedrag`: quickstart, index, ask, train, evaluate."""
+"""The command `fedrag`, as a process: a mistake is one line, an exit code, and no traceback."""
 
 from __future__ import annotations
 
